@@ -1,0 +1,104 @@
+"""Twelve MLP settings trained together, against scikit-learn's MLPClassifier fitted to one after the other.
+
+Both see as many rows, in batches as large, for as many epochs, and score held-out rows after each: scikit-learn by its
+own early stopping, with a patience that does not end the training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import log_loss
+from sklearn.neural_network import MLPClassifier
+
+from medprobe.probe.mlp import default_batch_size, default_grid
+from medprobe.probe.mlp_stack import Precision, Setting, probabilities, train
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the rows, one repeat")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    n, d, n_classes, epochs, repeats = 20_000, 768, 5, 5, arguments.repeats
+    if arguments.quick:
+        n, repeats = n // 10, 1
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((n_classes * 4, d)) / 5
+    which = rng.integers(0, len(centres), n + 2 * (n // 5))
+    X = (centres[which] + rng.standard_normal((len(which), d))).astype(np.float32)
+    y = which % n_classes
+    training, held_out, test = np.split(np.arange(len(which)), [n, n + n // 5])
+    batch_size = default_batch_size(n)
+    # scikit-learn has no dropout: the settings go without, over as many learning rates and decays.
+    plain = [
+        Setting(hidden, lr, weight_decay)
+        for hidden in ((256,), (256, 256))
+        for lr in (1e-4, 3e-4, 1e-3)
+        for weight_decay in (1e-4, 1e-1)
+    ]
+    scores: dict[str, list[float]] = {}
+
+    def ours(name: str, grid: Sequence[Setting], precision: Precision = "fp32") -> None:
+        networks = train(
+            X[training], y[training], grid, n_classes=n_classes, validation=(X[held_out], y[held_out]),
+            max_epochs=epochs, patience=epochs, batch_size=batch_size, precision=precision,
+        )  # fmt: skip
+        scores[name] = [log_loss(y[test], probabilities(net, X[test], multilabel=False)) for net in networks]
+
+    def theirs(name: str) -> None:
+        # It draws the held-out rows by itself, as many of them.
+        rows = np.concatenate([training, held_out])
+        fits = [
+            MLPClassifier(
+                setting.hidden, learning_rate_init=setting.lr, alpha=setting.weight_decay,
+                batch_size=batch_size, max_iter=epochs, early_stopping=True,
+                validation_fraction=len(held_out) / len(rows), n_iter_no_change=epochs + 1, random_state=0,
+            ).fit(X[rows], y[rows])
+            for setting in plain
+        ]  # fmt: skip
+        assert all(fit.n_iter_ == epochs for fit in fits)
+        scores[name] = [log_loss(y[test], fit.predict_proba(X[test])) for fit in fits]
+
+    cases: dict[str, Callable[[], None]] = {
+        "scikit-learn, one by one": lambda: theirs("scikit-learn, one by one"),
+        "together": lambda: ours("together", plain),
+        "together, bf16": lambda: ours("together, bf16", plain, "bf16"),
+        "together, half with dropout": lambda: ours("together, half with dropout", default_grid()),
+    }
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for _ in range(repeats):
+            for name, function in cases.items():
+                times[name].append(seconds(function))
+
+    versions = f"python {platform.python_version()}, numpy {np.__version__}, scikit-learn {sklearn.__version__}"
+    print(f"{versions}, torch {torch.__version__}; {torch.get_num_threads()} threads")
+    print(f"{len(plain)} settings, N={n:,} D={d} K={n_classes}, batches of {batch_size}, {epochs} epochs")
+    print(f"median of {repeats} interleaved repeats")
+    reference = statistics.median(times["scikit-learn, one by one"])
+    for name, spent in times.items():
+        median = statistics.median(spent)
+        loss = min(scores[name])
+        print(f"{name:30s} {median:7.2f} s   {reference / median:5.1f}x   best test loss {loss:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""One encoder at work on one store: what to compute, in which precision, and where it goes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medprobe.embed.precision import MIN_COSINE, autocast, choose_precision, lowest_cosine
+from medprobe.encoders.base import Encoder, fingerprint
+from medprobe.errors import DataError, UsageError
+from medprobe.manifest import Manifest
+from medprobe.store import FeatureStore, Plan, ids_digest
+from medprobe.store_writer import create_store, replace_samples
+
+log = logging.getLogger("medprobe")
+
+DTYPES = ("auto", "float16", "float32")
+# A view is kept in float32 when the first images come within this of float16's largest number.
+_FLOAT16_MARGIN = 16.0
+
+
+@dataclass
+class Job:
+    """An encoder, ready on its device, and the store that it fills."""
+
+    encoder: Encoder
+    store: FeatureStore
+    batch_size: int
+
+    @property
+    def precision(self) -> str:
+        """What the encoder computes in."""
+        return self.store.plan.precision
+
+    def encode(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Return every view as float32 (B, width) for 8-bit images (B, H, W, 3).
+
+        The batch is halved as long as it does not fit the device's memory; a row that is not finite is computed once
+        more in fp32, and stays as it is if that does not help.
+        """
+        parts: list[dict[str, np.ndarray]] = []
+        start = 0
+        while start < len(images):
+            out_of_memory = False
+            try:
+                parts.append(self._encode(images[start : start + self.batch_size]))
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise DataError(
+                        f"{self.encoder.name}: one image does not fit the memory of {self.encoder.device}"
+                    ) from None
+                out_of_memory = True
+            if out_of_memory:  # outside the except block, whose error would keep the tensors alive
+                self.batch_size //= 2
+                torch.cuda.empty_cache()
+                log.warning("%s: out of memory, going on with batches of %d", self.encoder.name, self.batch_size)
+            else:
+                start += self.batch_size
+        return {view: np.concatenate([part[view] for part in parts]) for view in self.encoder.views}
+
+    def _encode(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        pixels = to_pixels(self.encoder, images)
+        with autocast(self.precision, self.encoder.device):
+            views = {view: values.cpu().numpy() for view, values in self.encoder.encode(pixels).items()}
+        if self.precision != "fp32":
+            bad = ~np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in views.values()])
+            if bad.any():
+                again = self.encoder.encode(pixels[torch.from_numpy(bad).to(pixels.device)])
+                for view, values in again.items():
+                    views[view][bad] = values.cpu().numpy()
+        return views
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """Where and with which versions a block is made; kept in its commit record."""
+        device = self.encoder.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return {"device": name, "torch": torch.__version__}
+
+
+def to_pixels(encoder: Encoder, images: np.ndarray) -> torch.Tensor:
+    """Return normalised pixels on the encoder's device, in the memory order that convolutions are fastest in."""
+    tensor = torch.from_numpy(images)
+    if encoder.device.type == "cuda":
+        tensor = tensor.pin_memory().to(encoder.device, non_blocking=True)
+    return encoder.normalize(tensor).contiguous(memory_format=torch.channels_last)
+
+
+def prepare(
+    encoder: Encoder,
+    path: Path,
+    manifest: Manifest,
+    sample: np.ndarray,
+    *,
+    device: torch.device,
+    precision: str,
+    dtype: str,
+    batch_size: int | None,
+    block_rows: int,
+    overwrite: bool,
+) -> Job:
+    """Return the job for one encoder: its store made, or the one that is there checked and brought up to date.
+
+    Args:
+        encoder: On the CPU, in float32.
+        path: Where the store is or will be.
+        manifest: What is to be embedded.
+        sample: A few readable images, uint8 (n, H, W, 3), on which precision and range are tried before the plan is made.
+        device: Where to compute.
+        precision: ``auto``, or what the user wants.
+        dtype: How features are kept: ``auto`` is float16 unless a view's values are too large for it.
+        batch_size: Images a forward pass, None to choose.
+        block_rows: Rows of a block, for a store that is made here.
+        overwrite: Delete the store that is there.
+
+    Raises:
+        DataError: The store that is there was made from other images, weights or preprocessing.
+
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype}: one of {', '.join(DTYPES)}")
+    if overwrite and path.exists():
+        if not (path / "zarr.json").exists():
+            raise DataError(f"--overwrite: {path} is there and is no feature store; it is left alone")
+        shutil.rmtree(path)
+    provenance = encoder.provenance()
+    encoder.to(device)
+    if device.type in {"cpu", "cuda"}:
+        encoder.module.to(memory_format=torch.channels_last)
+    size = batch_size or (256 if device.type == "cuda" else 32)
+    if path.exists():
+        store = FeatureStore(path, partial=True)
+        _check_same(store, manifest, provenance, precision, device, dtype)
+        if replace_samples(store, manifest.samples, _roles(manifest)):
+            log.info("%s: labels and other columns brought up to date; nothing is embedded again for that", path.name)
+            store = FeatureStore(path, partial=True)
+        return Job(encoder, store, size)
+    chosen, largest = _tried_precision(encoder, sample, precision, device)
+    wide = {
+        view: dtype == "float32" or (dtype == "auto" and value * _FLOAT16_MARGIN > 65504)
+        for view, value in largest.items()
+    }
+    plan = Plan(
+        encoder=provenance,
+        fingerprint=fingerprint(provenance, chosen),
+        precision=chosen,
+        views=dict(encoder.views),
+        dtypes={view: "float32" if wide[view] else "float16" for view in encoder.views},
+        default_view=encoder.default_view,
+        rows=len(manifest),
+        block_rows=block_rows,
+        manifest_sha256=ids_digest(manifest.samples["id"]),
+    )
+    store = create_store(
+        path,
+        plan,
+        manifest.samples,
+        _roles(manifest),
+        card={**encoder.card.to_dict(), "parameters": str(encoder.n_parameters)},
+        versions=versions(),
+    )
+    return Job(encoder, store, size)
+
+
+def _tried_precision(
+    encoder: Encoder, sample: np.ndarray, precision: str, device: torch.device
+) -> tuple[str, Mapping[str, float]]:
+    """Return the precision to compute in, and the largest value of each view; ``auto`` falls back to fp32 on evidence."""
+    chosen = choose_precision(precision, device)
+    pixels = to_pixels(encoder, sample)
+    cosine, largest = lowest_cosine(encoder, pixels, chosen)
+    if chosen != "fp32" and precision == "auto" and cosine < MIN_COSINE:
+        log.warning(
+            "%s: %s differs from fp32 (cosine %.5f on the first images): fp32 is used", encoder.name, chosen, cosine
+        )
+        return "fp32", largest
+    return chosen, largest
+
+
+def _check_same(
+    store: FeatureStore,
+    manifest: Manifest,
+    provenance: Mapping[str, Any],
+    precision: str,
+    device: torch.device,
+    dtype: str,
+) -> None:
+    """Compare an existing store with what is asked for and name every difference."""
+    plan = store.plan
+    differences = []
+    if plan.manifest_sha256 != ids_digest(manifest.samples["id"]):
+        held, asked = set(store.manifest["id"]), set(manifest.samples["id"])
+        extra, gone = sorted(asked - held), sorted(held - asked)
+        if extra:
+            differences.append(f"{len(extra)} images are not in the store (first: {extra[0]})")
+        if gone:
+            differences.append(f"{len(gone)} images of the store are not in the data (first: {gone[0]})")
+        if not extra and not gone:
+            differences.append("the images are in another order")
+    for key in sorted(provenance):
+        if plan.encoder.get(key) != _as_json(provenance[key]):
+            differences.append(f"{key} is {_short(provenance[key])}, was {_short(plan.encoder.get(key))}")
+    if precision != "auto" and precision != plan.precision:
+        differences.append(f"precision is {precision}, was {plan.precision}")
+    if dtype != "auto" and set(plan.dtypes.values()) != {dtype}:
+        differences.append(f"dtype is {dtype}, was {', '.join(sorted(set(plan.dtypes.values())))}")
+    if differences:
+        raise DataError(
+            f"{store.path} was made from something else: {'; '.join(differences)}. "
+            "Use another folder (-o), or --overwrite to delete that store and embed everything again."
+        )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what takes part in embedding."""
+    found = {"python": platform.python_version()}
+    for package in (
+        "medprobe",
+        "torch",
+        "torchvision",
+        "timm",
+        "transformers",
+        "open_clip_torch",
+        "pillow",
+        "numpy",
+        "zarr",
+    ):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _roles(manifest: Manifest) -> dict[str, Any]:
+    roles = manifest.roles
+    return {"labels": list(roles.labels), "group": roles.group, "split": roles.split}
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _as_json(item) for key, item in value.items()}
+    return [_as_json(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:16] + "..."

@@ -1,0 +1,221 @@
+"""``embed``: from data and model names to finished stores."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medprobe.embed.job import Job, prepare
+from medprobe.embed.pipeline import Progress, fill_blocks
+from medprobe.embed.precision import choose_device
+from medprobe.embed.resume import blocks_to_do
+from medprobe.encoders.base import Encoder, LoadOptions
+from medprobe.encoders.registry import load_encoder
+from medprobe.errors import DataError, UsageError
+from medprobe.images.decode import CHUNK, Decoder, decode, default_workers
+from medprobe.images.geometry import Geometry
+from medprobe.manifest import Manifest, read_manifest
+from medprobe.store import FeatureStore
+
+log = logging.getLogger("medprobe")
+
+BLOCK_ROWS = 1024
+_SAMPLE_IMAGES = 4
+# Below this many failures a share of the data says little, so that the default limit does not stop the run.
+_FEW_FAILURES = 10
+
+
+@dataclass(frozen=True)
+class EmbedReport:
+    """What became of one encoder's store.
+
+    Attributes:
+        encoder: The encoder's name.
+        path: The store.
+        samples: Rows of the manifest.
+        embedded: Rows embedded by this call; the others were there.
+        failures: Rows without features, for reasons that the store keeps.
+        precision: What the encoder computed in.
+        seconds: Time that this call took for all encoders together, after the encoders were loaded.
+
+    """
+
+    encoder: str
+    path: Path
+    samples: int
+    embedded: int
+    failures: int
+    precision: str
+    seconds: float
+
+
+def embed(
+    data: str | os.PathLike[str] | Manifest,
+    models: str | Encoder | Sequence[str | Encoder],
+    out: str | os.PathLike[str],
+    *,
+    path_col: str | None = None,
+    label_cols: Sequence[str] = (),
+    group_col: str | None = None,
+    split_col: str | None = None,
+    keep_cols: Sequence[str] = (),
+    weights: str | None = None,
+    image_size: int | None = None,
+    exact_decode: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    dtype: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    block_rows: int = BLOCK_ROWS,
+    max_failures: str | float | None = None,
+    check_digest: bool = False,
+    overwrite: bool = False,
+    limit: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> list[EmbedReport]:
+    """Embed every image of a data set with every model and return a report for each; images are decoded once for all.
+
+    A store that is there is finished, not made again: blocks that are missing or damaged, and blocks whose unreadable
+    images have changed since.
+
+    Args:
+        data: A folder, table, MedMNIST ``.npz``, or a :class:`~medprobe.manifest.Manifest`.
+        models: Names such as ``imagenet/efficientnet-lite0``, or encoders.
+        out: Folder of the stores.
+        path_col: Column of image paths in a table.
+        label_cols: Columns that are labels (recorded, so that ``probe`` knows its target).
+        group_col: Column of patients (recorded; ``"none"`` for no grouping).
+        split_col: Column with train, val and test (recorded; ``"none"`` for none).
+        keep_cols: Columns to keep although they look as if they named a person.
+        weights: A checkpoint file for the one model that is named.
+        image_size: Another input size than the encoder's own.
+        exact_decode: Decode large JPEG files in full.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        dtype: How features are kept: ``auto``, ``float16`` or ``float32``.
+        batch_size: Images a forward pass, None to choose.
+        workers: Decoding processes, None for one a processor, 0 for none.
+        block_rows: Rows of a block, the unit of commit and of repeated work.
+        max_failures: A number of images, or a share such as 0.01 or ``"1%"``, above which the run stops. The default is
+            1 %, and no fewer than ten images.
+        check_digest: Compare every image with its digest in the store instead of size and time of change.
+        overwrite: Delete stores that are there.
+        limit: Only the first so many images.
+        progress: Called after every batch.
+
+    Raises:
+        UsageError: An argument or model name cannot work.
+        DataError: The data cannot be used, too many images are unreadable, or a store belongs to something else.
+
+    """
+    manifest = (
+        data
+        if isinstance(data, Manifest)
+        else read_manifest(
+            data,
+            path_col=path_col,
+            label_cols=label_cols,
+            group_col=group_col,
+            split_col=split_col,
+            keep_cols=keep_cols,
+        )
+    )
+    manifest = manifest.head(limit)
+    for note in manifest.notes:
+        log.info("%s", note)
+    names = [models] if isinstance(models, str | Encoder) else list(models)
+    if not names:
+        raise UsageError("--model: name at least one encoder (medprobe models lists them)")
+    if weights is not None and len(names) > 1:
+        raise UsageError("--weights: goes with one --model")
+    for flag, value in (("--batch-size", batch_size), ("--block-rows", block_rows), ("--image-size", image_size)):
+        if value is not None and value < 1:
+            raise UsageError(f"{flag} {value}: at least 1")
+    allowed = failure_limit(max_failures, len(manifest))
+    options = LoadOptions(weights=weights, image_size=image_size, exact_decode=exact_decode)
+    encoders = [m if isinstance(m, Encoder) else load_encoder(m, options) for m in names]
+    if len({e.name for e in encoders}) != len(encoders):
+        raise UsageError("--model: the same encoder is named twice")
+    chosen = choose_device(device)
+    jobs = [
+        prepare(
+            encoder,
+            store_path(Path(out), encoder.name),
+            manifest,
+            _first_images(manifest, encoder.preprocess.geometry),
+            device=chosen,
+            precision=precision,
+            dtype=dtype,
+            batch_size=batch_size,
+            block_rows=block_rows,
+            overwrite=overwrite,
+        )
+        for encoder in encoders
+    ]
+    to_do = [blocks_to_do(job.store, manifest.images, check_digest=check_digest) for job in jobs]
+    started = time.perf_counter()
+    with Decoder(default_workers() if workers is None else workers) as decoder:
+        fill_blocks(manifest, jobs, to_do, decoder, allowed, progress)
+    seconds = time.perf_counter() - started
+    return [_report(job, blocks, seconds) for job, blocks in zip(jobs, to_do, strict=True)]
+
+
+def store_path(out: Path, encoder: str) -> Path:
+    """Return where the store of an encoder lies in a folder of stores."""
+    return out / (encoder.replace("/", "--").replace(":", "-") + ".zarr")
+
+
+def failure_limit(max_failures: str | float | None, n: int) -> int:
+    """Return how many of ``n`` images may fail, from a number, a share below 1, a percentage or None for the default.
+
+    Raises:
+        UsageError: The value is none of these.
+
+    """
+    if max_failures is None:
+        return max(n // 100, min(_FEW_FAILURES, n - 1))
+    text = str(max_failures).strip()
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        raise UsageError(f"--max-failures {max_failures}: a number of images, a share such as 0.01, or 1%")
+    return int(value * n) if text.endswith("%") or value < 1 else int(value)
+
+
+def _first_images(manifest: Manifest, geometry: Geometry) -> np.ndarray:
+    """Return the first few readable images, on which an encoder is tried before anything is planned."""
+    found = np.zeros((0, *geometry.size, 3), dtype=np.uint8)
+    reason = ""
+    for start in range(0, len(manifest), CHUNK):
+        rows = range(start, min(start + CHUNK, len(manifest)))
+        decoded = decode([manifest.images.payload(row) for row in rows], [geometry])
+        found = np.concatenate([found, decoded.pixels[0]])[:_SAMPLE_IMAGES]
+        reason = decoded.reasons[0] if decoded.reasons else reason
+        if len(found) == _SAMPLE_IMAGES:
+            break
+    if not len(found):
+        raise DataError(f"none of the {len(manifest)} images can be read (the last one: {reason}); nothing was written")
+    return found
+
+
+def _report(job: Job, blocks: Sequence[int], seconds: float) -> EmbedReport:
+    store = FeatureStore(job.store.path, partial=True)
+    rows = sum(s.stop - s.start for s in map(store.plan.block, blocks))
+    return EmbedReport(
+        encoder=store.encoder,
+        path=store.path,
+        samples=store.plan.rows,
+        embedded=rows,
+        failures=len(store.failures),
+        precision=store.plan.precision,
+        seconds=seconds,
+    )

@@ -1,0 +1,176 @@
+"""The contract of an encoder: a frozen network together with the preprocessing that it was trained with."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from medprobe.images.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How pixels reach a network: geometry in 8-bit RGB, then ``(pixels / 255 - mean) / std`` per channel.
+
+    Grey images are repeated over the three channels. Nothing is left to a library's default.
+    """
+
+    geometry: Geometry
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every value, spelled out, as it is kept in a store."""
+        return {
+            **self.geometry.to_dict(),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "colour": "RGB; grey repeated over three channels",
+            "range": "0..1 before mean and std",
+        }
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a reader of a paper needs to know about an encoder, besides its numbers."""
+
+    licence: str = "unknown"
+    citation: str = ""
+    training_data: str = "unknown"
+    url: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the card as plain strings."""
+        return asdict(self)
+
+
+class Encoder(abc.ABC):
+    """A frozen network that turns normalised pixels into one or more vectors (views) an image.
+
+    A subclass sets the attributes below and writes :meth:`forward_views`; everything else is shared.
+
+    Attributes:
+        name: The name that a user types, such as ``dinov2/vitb14``.
+        preprocess: Size, crop, interpolation, mean and standard deviation.
+        views: Name and width of each view; all of them come from one forward pass.
+        default_view: The pooling that the network was trained with.
+        module: The network, in evaluation mode and without gradients.
+        card: Licence, citation, training data.
+        architecture: What the weights are loaded into (part of the fingerprint).
+
+    """
+
+    name: str
+    preprocess: Preprocess
+    views: Mapping[str, int]
+    default_view: str
+    module: torch.nn.Module
+    card: Card = Card()
+    architecture: str = ""
+
+    @abc.abstractmethod
+    def forward_views(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return each view, shape (B, width), for normalised pixels of shape (B, 3, H, W) in the network's dtype."""
+
+    @torch.inference_mode()
+    def encode(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return every view as float32 of shape (B, width) for normalised pixels of shape (B, 3, H, W)."""
+        views = self.forward_views(pixels.to(self.device, self.dtype))
+        return {view: views[view].float() for view in self.views}
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Return float32 pixels (B, 3, H, W), normalised, for 8-bit RGB images of shape (B, H, W, 3)."""
+        mean = torch.tensor(self.preprocess.mean, device=self.device).mul_(255.0)
+        std = torch.tensor(self.preprocess.std, device=self.device).mul_(255.0)
+        scaled = images.to(self.device, torch.float32).sub_(mean).div_(std)
+        return scaled.permute(0, 3, 1, 2).contiguous()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the network computes in (float32 for one without parameters)."""
+        return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the network lies on (the CPU for one without parameters)."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Encoder:
+        """Move or cast the network in place and return the encoder."""
+        self.module.to(device=device, dtype=dtype)
+        return self
+
+    def freeze(self) -> Encoder:
+        """Put the network in evaluation mode, switch its gradients off and return the encoder."""
+        self.module.eval().requires_grad_(False)
+        return self
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of parameters of the network."""
+        return sum(p.numel() for p in self.module.parameters())
+
+    def provenance(self) -> dict[str, Any]:
+        """Return everything that decides the values of the features, except precision and library versions.
+
+        Call it before :meth:`to` changes the dtype: the weights' digest is that of the released numbers.
+        """
+        return {
+            "name": self.name,
+            "architecture": self.architecture or type(self.module).__name__,
+            "weights_sha256": weights_digest(self.module),
+            "views": dict(self.views),
+            "default_view": self.default_view,
+            "preprocess": self.preprocess.to_dict(),
+        }
+
+
+def weights_digest(module: torch.nn.Module) -> str:
+    """Return the SHA-256 of all names, shapes, dtypes and bytes of a network's state, in the order of their names.
+
+    The digest is of the numbers, not of a file: the same weights from two file formats agree.
+    """
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        array = value.detach().cpu().contiguous()
+        digest.update(f"{key}|{tuple(array.shape)}|{array.dtype}\n".encode())
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def fingerprint(provenance: Mapping[str, Any], precision: str) -> str:
+    """Return the SHA-256 that names an encoder with its weights, preprocessing and precision.
+
+    Two stores whose features may be compared or joined as one encoder's have the same fingerprint.
+    """
+    canonical = json.dumps({**provenance, "precision": precision}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What a user may change when an encoder is loaded."""
+
+    weights: str | None = None
+    image_size: int | None = None
+    exact_decode: bool = False
+
+
+def pool_tokens(tokens: torch.Tensor, n_prefix: int, has_cls: bool) -> dict[str, torch.Tensor]:
+    """Return the views ``cls``, ``mean`` and ``cls+mean`` of the tokens (B, n_prefix + patches, width) of a transformer.
+
+    ``mean`` is over patch tokens only; class and register tokens are the first ``n_prefix``. Without a class token
+    only ``mean`` comes back.
+    """
+    tokens = tokens.float()
+    mean = tokens[:, n_prefix:].mean(dim=1)
+    if not has_cls:
+        return {"mean": mean}
+    cls = tokens[:, 0]
+    return {"cls": cls, "mean": mean, "cls+mean": torch.cat([cls, mean], dim=1)}

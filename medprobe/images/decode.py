@@ -1,0 +1,140 @@
+"""Reading and decoding in worker processes, in order, with a bounded number of images in flight.
+
+Workers import numpy and Pillow alone: no torch, no Zarr. A worker that is killed (out of memory, a decoder that crashes)
+costs the images that it was on a second try, one by one; the image that kills it again is recorded as a failure.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from medprobe.images.geometry import Geometry
+from medprobe.images.raster import DIGEST_BYTES, ImageError, content_digest, load_rgb, read_source
+from medprobe.images.sources import Payload
+
+CHUNK = 8
+
+
+@dataclass
+class Decoded:
+    """A few consecutive images: pixels of those that could be read, digests of all, reasons for the others.
+
+    Attributes:
+        pixels: For each geometry uint8 (readable images, height, width, 3).
+        readable: Boolean (images,).
+        digests: uint8 (images, 16) of the source bytes; zeros where there were none.
+        reasons: Why each unreadable image is so, in their order.
+
+    """
+
+    pixels: list[np.ndarray]
+    readable: np.ndarray
+    digests: np.ndarray
+    reasons: list[str]
+
+
+def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry]) -> Decoded:
+    """Return some images, decoded once and resized for every geometry. Nothing is raised for a bad image."""
+    pixels: list[list[np.ndarray]] = [[] for _ in geometries]
+    readable = np.zeros(len(payloads), dtype=bool)
+    digests = np.zeros((len(payloads), DIGEST_BYTES), dtype=np.uint8)
+    reasons = []
+    for i, payload in enumerate(payloads):
+        try:
+            source = read_source(payload) if isinstance(payload, str) else payload
+            digests[i] = content_digest(source)
+            for images, image in zip(pixels, load_rgb(source, geometries), strict=True):
+                images.append(image)
+            readable[i] = True
+        except ImageError as error:
+            reasons.append(error.reason)
+    stacks = [
+        np.stack(images) if images else np.zeros((0, *geometry.size, 3), dtype=np.uint8)
+        for images, geometry in zip(pixels, geometries, strict=True)
+    ]
+    return Decoded(stacks, readable, digests, reasons)
+
+
+class Decoder:
+    """Decodes a stream of chunks in worker processes and gives the results in the stream's order.
+
+    Args:
+        workers: Number of processes; 0 decodes in this one.
+        ahead: Chunks in flight for each worker.
+
+    """
+
+    def __init__(self, workers: int, ahead: int = 6) -> None:
+        self.workers = workers
+        self.ahead = ahead
+        self._pool: Any = None
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def run(self, chunks: Iterable[Sequence[Payload]], geometries: Sequence[Geometry]) -> Iterator[Decoded]:
+        """Yield :func:`decode` of each chunk."""
+        if self.workers == 0:
+            for chunk in chunks:
+                yield decode(chunk, geometries)
+            return
+        stream = iter(chunks)
+        waiting: deque[tuple[Sequence[Payload], Future[Decoded]]] = deque()
+        while True:
+            while len(waiting) < self.workers * self.ahead and (chunk := next(stream, None)) is not None:
+                waiting.append((chunk, self._submit(chunk, geometries)))
+            if not waiting:
+                return
+            chunk, future = waiting.popleft()
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                self._stop()
+                yield self._one_by_one(chunk, geometries)
+                waiting = deque((c, self._submit(c, geometries)) for c, _ in waiting)
+
+    def _submit(self, chunk: Sequence[Payload], geometries: Sequence[Geometry]) -> Future[Decoded]:
+        if self._pool is None:
+            # loky does not import the caller's main module, so that a plain script may call medprobe.embed.
+            from joblib.externals.loky import ProcessPoolExecutor
+
+            self._pool = ProcessPoolExecutor(max_workers=self.workers, timeout=60)
+        return cast("Future[Decoded]", self._pool.submit(decode, chunk, geometries))
+
+    def _one_by_one(self, chunk: Sequence[Payload], geometries: Sequence[Geometry]) -> Decoded:
+        parts = []
+        for payload in chunk:
+            try:
+                parts.append(self._submit([payload], geometries).result())
+            except BrokenProcessPool:
+                self._stop()
+                none = [np.zeros((0, *g.size, 3), dtype=np.uint8) for g in geometries]
+                digest = np.zeros((1, DIGEST_BYTES), dtype=np.uint8)
+                parts.append(Decoded(none, np.zeros(1, dtype=bool), digest, ["killed the process that read it"]))
+        return Decoded(
+            [np.concatenate(stacks) for stacks in zip(*(p.pixels for p in parts), strict=True)],
+            np.concatenate([p.readable for p in parts]),
+            np.concatenate([p.digests for p in parts]),
+            [reason for p in parts for reason in p.reasons],
+        )
+
+    def _stop(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, kill_workers=True)
+            self._pool = None
+
+
+def default_workers() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,168 @@
+"""Image files and arrays to 8-bit RGB, with every way that a file can be wrong turned into a reason."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from medprobe.errors import DataError
+from medprobe.images.geometry import Geometry
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2"})
+MAX_PIXELS = 178_956_970
+MAX_BYTES = 1 << 30
+DIGEST_BYTES = 16
+
+# Deeper grey than 8 bits is spread from each image's own darkest to its lightest value: monotone, nothing saturated.
+SIXTEEN_BIT_RULE = "linear from the image's own minimum..maximum to 0..255"
+
+# Only what labs keep images in: fewer decoders are fewer ways in for a hostile file.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+_DEEP_MODES = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+
+
+class ImageError(DataError):
+    """An image that cannot be used. ``reason`` is short and stable; no path and nothing of the file is in the message."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def read_source(path: str | Path) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        ImageError: It is missing, empty, not readable, no regular file, or larger than ``MAX_BYTES``.
+
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageError("missing") from None
+    except IsADirectoryError:
+        raise ImageError("a folder, not an image") from None
+    except PermissionError:
+        raise ImageError("no permission to read it") from None
+    except (OSError, ValueError):
+        raise ImageError("unreadable") from None
+    if not data:
+        raise ImageError("empty file")
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"too large: over {MAX_BYTES >> 20} MiB")
+    return data
+
+
+def content_digest(source: bytes | np.ndarray) -> np.ndarray:
+    """Return the BLAKE2b digest of a file's bytes or an array's shape, dtype and values, uint8 (16,)."""
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    if isinstance(source, np.ndarray):
+        digest.update(f"{source.dtype.str}{source.shape}".encode())
+        source = np.ascontiguousarray(source).tobytes()
+    digest.update(source)
+    return np.frombuffer(digest.digest(), dtype=np.uint8)
+
+
+def load_rgb(source: bytes | np.ndarray, geometries: Sequence[Geometry]) -> list[np.ndarray]:
+    """Return an image once for each geometry, uint8 (height, width, 3), decoded once.
+
+    A JPEG that is much larger than needed is decoded at a half, a quarter or an eighth of its size, never below twice
+    what the largest geometry needs (unless a geometry asks for ``exact_decode``). EXIF orientation is applied, an alpha
+    channel is laid over black (the background that medical images have), grey is repeated over three channels, grey
+    deeper than 8 bits follows ``SIXTEEN_BIT_RULE``.
+
+    Args:
+        source: A file's bytes, or pixels (H, W), (H, W, 1) or (H, W, 3) as uint8 or uint16.
+        geometries: What is wanted.
+
+    Raises:
+        ImageError: The source is no image that can be used, with the reason; no other exception whatever the bytes.
+
+    """
+    with _reasons():
+        image = _from_array(source) if isinstance(source, np.ndarray) else _decode(source, geometries)
+        return [np.asarray(geometry.apply(image)) for geometry in geometries]
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Turn whatever Pillow raises into a reason; its own messages carry paths and bytes of the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError("not an image") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ImageError(f"too large: over {MAX_PIXELS:,} pixels") from None
+    except MemoryError:
+        raise ImageError("too large for the memory") from None
+    except OSError as error:
+        raise ImageError("truncated" if "truncated" in str(error).lower() else "damaged") from None
+    except Exception:  # a hostile file may raise anything from a decoder
+        raise ImageError("damaged") from None
+
+
+def _decode(data: bytes, geometries: Sequence[Geometry]) -> Image.Image:
+    if not data:
+        raise ImageError("empty file")
+    image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"too large: over {MAX_PIXELS:,} pixels")
+    if getattr(image, "n_frames", 1) > 1:
+        raise ImageError(f"several frames ({image.n_frames}): save the one that is meant as a file of its own")
+    if image.format == "JPEG" and not any(g.exact_decode for g in geometries):
+        _reduce(image, geometries)
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    return _to_rgb(image)
+
+
+def _reduce(image: Image.Image, geometries: Sequence[Geometry]) -> None:
+    """Ask the JPEG decoder for the smallest of its sizes that keeps twice what each geometry resizes to."""
+    # The orientation tag may swap the sides, so that the larger need counts for both.
+    needs = [max(g.resized(*size)) for g in geometries for size in (image.size, image.size[::-1])]
+    shorts = [min(g.resized(*size)) for g in geometries for size in (image.size, image.size[::-1])]
+    scale = min(min(image.size) / (2 * max(shorts)), max(image.size) / (2 * max(needs)))
+    if scale >= 2:
+        image.draft(None, (int(image.width / scale), int(image.height / scale)))  # type: ignore[arg-type]
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode in _DEEP_MODES:
+        return _from_array(np.asarray(image))
+    if image.mode in {"LA", "PA", "RGBA", "La", "RGBa"} or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+    if image.mode in {"1", "L", "P", "CMYK", "YCbCr", "LAB", "HSV", "RGBX"}:
+        return image.convert("RGB")
+    raise ImageError(f"unsupported pixel mode {image.mode}")
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.size == 0 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+        raise ImageError(f"pixels of shape {pixels.shape}")
+    if pixels.dtype != np.uint8:
+        values = pixels.astype(np.float64)
+        if not np.isfinite(values).all():
+            raise ImageError("pixels that are not finite")
+        low, high = values.min(), values.max()
+        pixels = np.rint((values - low) * (255.0 / (high - low) if high > low else 0.0)).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")

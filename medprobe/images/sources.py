@@ -1,0 +1,164 @@
+"""Where the pixels of a manifest's rows lie: image files, or arrays in a MedMNIST ``.npz``."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Protocol
+
+import numpy as np
+
+from medprobe.errors import DataError
+
+# What a decoding worker gets for a row: a path that it opens itself, or the pixels.
+Payload = str | np.ndarray
+
+
+class ImageSource(Protocol):
+    """Images by row number."""
+
+    def __len__(self) -> int: ...
+
+    def payload(self, row: int) -> Payload:
+        """Return the path of an image, or its array (H, W), (H, W, 1) or (H, W, 3)."""
+        ...
+
+    def stamp(self, row: int) -> tuple[int, int]:
+        """Return size in bytes and time of change in nanoseconds, (-1, -1) for a missing file."""
+        ...
+
+    def head(self, limit: int) -> ImageSource:
+        """Return the first ``limit`` images."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """One file an image."""
+
+    paths: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def payload(self, row: int) -> Payload:
+        """Return the path."""
+        return self.paths[row]
+
+    def stamp(self, row: int) -> tuple[int, int]:
+        """Return size and time of change of the file."""
+        try:
+            status = os.stat(self.paths[row])  # noqa: PTH116 - a Path object costs as much as the call, for millions
+        except (OSError, ValueError):
+            return -1, -1
+        return status.st_size, status.st_mtime_ns
+
+    def head(self, limit: int) -> FileImages:
+        """Return the first ``limit`` files."""
+        return FileImages(self.paths[:limit])
+
+
+@dataclass
+class ArrayImages:
+    """Arrays ``<split>_images`` of an ``.npz`` file, one after the other, read as a stream so that memory stays flat.
+
+    Rows are cheap in rising order; going back reads the member from its beginning.
+    """
+
+    path: Path
+    members: list[tuple[str, int]]
+    _stamp: tuple[int, int]
+    _stream: IO[bytes] | None = field(default=None, repr=False)
+    _at: tuple[str, int] = ("", 0)
+    _shape: tuple[int, ...] = ()
+    _dtype: np.dtype = field(default_factory=lambda: np.dtype("uint8"))
+
+    @classmethod
+    def open(cls, path: Path) -> ArrayImages:
+        """Return the images of an ``.npz`` file.
+
+        Raises:
+            DataError: It is no ``.npz``, holds no ``*images`` array, or one of another kind than 8- or 16-bit pixels.
+
+        """
+        status = path.stat()
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith("images.npy")]
+        except zipfile.BadZipFile as error:
+            raise DataError(f"{path}: not a .npz file, or a damaged one") from error
+        order = {"train": 0, "val": 1, "test": 2}
+        prefixes = sorted((n.removesuffix("images").rstrip("_") for n in names), key=lambda p: (order.get(p, 3), p))
+        if not prefixes:
+            raise DataError(f"{path}: no array called train_images, val_images, test_images or images")
+        images = cls(path, [], (status.st_size, status.st_mtime_ns))
+        for prefix in prefixes:
+            shape, dtype = images._start(prefix)
+            if dtype not in (np.uint8, np.uint16) or not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))):
+                raise DataError(
+                    f"{path}: {_member(prefix)} is {dtype}{list(shape)}; expected uint8 or uint16 of shape "
+                    "(n, height, width), (n, height, width, 1) or (n, height, width, 3)"
+                )
+            images.members.append((prefix, shape[0]))
+        images._at = ("", 0)
+        images._stream = None
+        return images
+
+    def __len__(self) -> int:
+        return sum(count for _, count in self.members)
+
+    def payload(self, row: int) -> Payload:
+        """Return the pixels of a row."""
+        for prefix, count in self.members:
+            if row < count:
+                return self._read(prefix, row)
+            row -= count
+        raise IndexError(row)
+
+    def stamp(self, row: int) -> tuple[int, int]:
+        """Return size and time of change of the whole file, the same for every row."""
+        return self._stamp
+
+    def head(self, limit: int) -> ArrayImages:
+        """Return the same file: rows beyond ``limit`` are never asked for."""
+        return self
+
+    def labels(self, prefix: str) -> np.ndarray | None:
+        """Return the labels of a split, or None where the file has none."""
+        name = _member(prefix).replace("images", "labels")
+        with np.load(self.path, allow_pickle=False) as arrays:
+            return np.asarray(arrays[name]) if name in arrays.files else None
+
+    def _start(self, prefix: str) -> tuple[tuple[int, ...], np.dtype]:
+        if self._stream is not None:
+            self._stream.close()
+        stream = zipfile.ZipFile(self.path).open(f"{_member(prefix)}.npy")  # noqa: SIM115 - read row by row, later
+        version = np.lib.format.read_magic(stream)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        self._shape, fortran, self._dtype = read_header(stream)
+        if fortran:
+            raise DataError(
+                f"{self.path}: {_member(prefix)} is in Fortran order; save it again with numpy's default order"
+            )
+        self._stream, self._at = stream, (prefix, 0)
+        return self._shape, self._dtype
+
+    def _read(self, prefix: str, row: int) -> np.ndarray:
+        if self._stream is None or self._at[0] != prefix or row < self._at[1]:
+            self._start(prefix)
+        assert self._stream is not None
+        size = int(np.prod(self._shape[1:])) * self._dtype.itemsize
+        for _ in range(row - self._at[1]):
+            self._stream.read(size)
+        data = self._stream.read(size)
+        if len(data) != size:
+            raise DataError(f"{self.path}: {_member(prefix)} ends early; the file is damaged")
+        self._at = (prefix, row + 1)
+        return np.frombuffer(data, self._dtype).reshape(self._shape[1:])
+
+
+def _member(prefix: str) -> str:
+    return f"{prefix}_images" if prefix else "images"

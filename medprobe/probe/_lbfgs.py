@@ -1,0 +1,144 @@
+"""L-BFGS for a batch of independent convex problems that are evaluated together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+_MEMORY = 12
+_SUFFICIENT_DECREASE = 1e-4
+_SHORTEST_STEP = 1e-7
+
+
+class Batch(Protocol):
+    """P problems over M variables each: a convex loss plus half the squared norm of the variables in `ridge`."""
+
+    noise: float
+    ridge: NDArray[np.bool_]
+    curvature: Floats
+
+    def start(self) -> tuple[Floats, Floats, Floats]:
+        """Starting points (P, M), their objectives (P,) and gradients (P, M)."""
+
+    def evaluate(self, x: Floats, problems: Indices) -> tuple[Floats, Floats]:
+        """Objectives (a,) and gradients (a, M) at x (a, M) of the given problems."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where each problem ended: x (P, M) and (P,) objective, gradient norm, evaluations, and whether it converged."""
+
+    x: Floats
+    f: Floats
+    grad_norm: Floats
+    n_iter: Indices
+    converged: NDArray[np.bool_]
+
+
+def _dot(a: Floats, b: Floats) -> Floats:
+    products: Floats = np.einsum("am,am->a", a, b)
+    return products
+
+
+class _Memory:
+    """The last steps and gradient changes of the active problems, and the diagonal Hessian they start from.
+
+    The diagonal is ridge + c * curvature: one number c a problem, fitted to the latest step, follows the loss's
+    curvature away from the starting point and leaves the known ridge part alone.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.ridge = batch.ridge
+        self.curvature = batch.curvature
+        self.factor = np.ones(batch.curvature.shape[0])
+        self.pairs: list[tuple[Floats, Floats, Floats]] = []
+
+    def keep(self, problems: NDArray[np.bool_]) -> None:
+        self.curvature = self.curvature[problems]
+        self.factor = self.factor[problems]
+        self.pairs = [(s[problems], y[problems], rho[problems]) for s, y, rho in self.pairs]
+
+    def push(self, s: Floats, y: Floats, accepted: NDArray[np.bool_]) -> None:
+        product = _dot(s, y)
+        useful = accepted & (product > 0)
+        rho = np.divide(1.0, product, out=np.zeros_like(product), where=useful)
+        self.pairs = [*self.pairs[1 - _MEMORY :], (s, y, rho)]
+        modelled = np.einsum("am,am,am->a", self.curvature, s, s)
+        from_loss = product - np.einsum("am,am,m->a", s, s, self.ridge.astype(float))
+        useful &= (modelled > 0) & (from_loss > 0)
+        factor = np.divide(from_loss, modelled, out=self.factor.copy(), where=useful)
+        self.factor = np.clip(factor, 1e-4, 4.0)
+
+    def direction(self, g: Floats) -> Floats:
+        """Minus the inverse Hessian estimate times g: (a, M)."""
+        q = -g
+        coefficients = []
+        for s, y, rho in reversed(self.pairs):
+            alpha = rho * _dot(s, q)
+            q -= alpha[:, None] * y
+            coefficients.append(alpha)
+        diagonal = self.factor[:, None] * self.curvature + self.ridge
+        # Variables without ridge and without curvature have no influence on the objective.
+        q = np.divide(q, diagonal, out=np.zeros_like(q), where=diagonal > 0)
+        for (s, y, rho), alpha in zip(self.pairs, reversed(coefficients), strict=True):
+            beta = rho * _dot(y, q)
+            q += (alpha - beta)[:, None] * s
+        return q
+
+
+def minimise(batch: Batch, *, tol: float, max_iter: int) -> Found:
+    """Minimisers of all problems of `batch`.
+
+    Every iteration evaluates one trial point of each active problem: those where the objective falls enough move on,
+    the others try a shorter step. A problem leaves when the decrease that the quadratic model still promises is below
+    `tol` times the smaller of its objective and the decrease so far, or below what the arithmetic can resolve.
+    """
+    x, f, g = batch.start()
+    f_start = f.copy()
+    active: Indices = np.arange(f.size)
+    found = Found(x.copy(), f.copy(), np.sqrt(_dot(g, g)), np.ones(f.size, np.intp), np.zeros(f.size, bool))
+    memory = _Memory(batch)
+    d = memory.direction(g)
+    slope = _dot(g, d)
+    step = np.ones(f.size)
+    for evaluations in range(1, max_iter + 1):
+        promised = -0.5 * slope
+        unresolved = batch.noise * np.abs(f)
+        close = promised <= np.maximum(tol * np.minimum(f, f_start - f), 1e-4 * unresolved)
+        stuck = step < _SHORTEST_STEP
+        leaves = close | stuck | (evaluations == max_iter)
+        if leaves.any():
+            problems = active[leaves]
+            found.x[problems], found.f[problems] = x[leaves], f[leaves]
+            found.grad_norm[problems] = np.sqrt(_dot(g[leaves], g[leaves]))
+            found.n_iter[problems] = evaluations
+            found.converged[problems] = (close | (stuck & (promised <= unresolved)))[leaves]
+            stays = ~leaves
+            if not stays.any():
+                break
+            active, f_start, step, slope = active[stays], f_start[stays], step[stays], slope[stays]
+            x, f, g, d, unresolved = x[stays], f[stays], g[stays], d[stays], unresolved[stays]
+            memory.keep(stays)
+        s = step[:, None] * d
+        f_trial, g_trial = batch.evaluate(x + s, active)
+        slope_trial = _dot(g_trial, d)
+        enough = f_trial <= f + _SUFFICIENT_DECREASE * step * slope
+        # Where rounding hides the change of the objective, the slope along the step still tells.
+        level = (np.abs(f_trial - f) <= unresolved) & (np.abs(slope_trial) <= 0.9 * np.abs(slope))
+        accepted = enough | level
+        memory.push(s, g_trial - g, accepted)
+        rise = 2 * (f_trial - f - step * slope)
+        shorter = np.divide(-slope * step, rise, out=np.full_like(rise, 0.1), where=rise > 0)
+        step = np.where(accepted, 1.0, step * np.clip(np.nan_to_num(shorter, nan=0.1), 0.1, 0.5))
+        x = np.where(accepted[:, None], x + s, x)
+        f = np.where(accepted, f_trial, f)
+        g = np.where(accepted[:, None], g_trial, g)
+        d = np.where(accepted[:, None], memory.direction(g), d)
+        slope = _dot(g, d)
+    return found

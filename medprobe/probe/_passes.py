@@ -1,0 +1,250 @@
+"""One pass over the rows of a feature matrix: loss and gradient of many logistic problems at once.
+
+Problems share the features and differ in penalty, in the weight they give each row (a fold is a 0/1 weight) and, with
+several labels, in their targets. Each block of rows is read once for both matrix products. Rows that carry weight for
+the same folds lie together, so a product leaves out the folds to which its rows do not belong; within them rows are
+sorted by class, so that a multinomial loss is formed from the margins to the true class, one run of rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
+
+Floats = NDArray[np.floating[Any]]
+
+# Above this margin exp() is close to overflowing in float32, and the sums are formed relative to the largest margin.
+_LARGEST_MARGIN = 80.0
+_COPY_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Consecutive rows that count for the same units."""
+
+    start: int
+    stop: int
+    units: NDArray[np.bool_]
+    weighted: bool
+
+
+@contextmanager
+def worker_threads() -> Iterator[ThreadPoolExecutor]:
+    """A pool of as many threads as BLAS may use, with BLAS itself held to one thread while it is open."""
+    controller = ThreadpoolController().select(user_api="blas")
+    count = max([library["num_threads"] for library in controller.info()], default=1)
+    with controller.limit(limits=1), ThreadPoolExecutor(count) as pool:
+        yield pool
+
+
+class LossPasses:
+    """Weighted logistic losses of all units over one feature matrix, with their gradients.
+
+    A unit is one (fold, label) pair: a row of `weights`. For class codes Y (n,) with `n_classes` > 2 the loss is the
+    multinomial one with logits relative to class 0 (`n_columns` = n_classes - 1 columns a problem); with two classes
+    and for multi-label Y (n, L) of 0 and 1 it is the binary one (one column). Y must be finite wherever a unit's
+    weight is not zero. Unit u has label u % L.
+    """
+
+    def __init__(
+        self,
+        X: Floats,
+        Y: NDArray[Any],
+        weights: Floats,
+        *,
+        n_classes: int,
+        center: NDArray[np.float64],
+        dtype: np.dtype[Any],
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self._pool = pool
+        self._threads: int = pool._max_workers
+        self.n_columns = max(n_classes - 1, 1)
+        self._softmax = n_classes > 2
+        self._n_labels = 1 if Y.ndim == 1 else Y.shape[1]
+        order, self._groups = _order_rows(Y if self._softmax else None, weights, self._n_labels)
+        self._weights = weights[:, order].astype(dtype)
+        self._X = _ordered_copy(X, order, center, dtype, pool)
+        if self._softmax:
+            self._codes = Y[order]
+            self._bounds = np.flatnonzero(np.diff(self._codes)) + 1
+        else:
+            labels = Y[order].reshape(order.size, self._n_labels).T
+            self._signs = np.where(labels > 0, -1, 1).astype(dtype)
+
+    @property
+    def features(self) -> Floats:
+        """The rows that count, centred, in the order of the passes; (m, D)."""
+        return self._X
+
+    def __call__(
+        self, W: Floats, b: Floats, units: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Loss (A,), its gradient in W (k, A, D) and in b (k, A) of A problems, problem a weighing rows as unit
+        `units[a]`; W (k, A, D) and b (k, A) are in the coding of the class."""
+        k, n_problems, D = W.shape
+        loss = np.zeros(n_problems)
+        G = np.zeros((k, n_problems, D))
+        gb = np.zeros((k, n_problems))
+        jobs = []
+        for group in self._groups:
+            active = np.flatnonzero(group.units[units])
+            if active.size == 0:
+                continue
+            Wg = np.ascontiguousarray(W[:, active].reshape(-1, D), dtype=self._X.dtype)
+            bg = b[:, active].reshape(-1, 1).astype(self._X.dtype)
+            for start, stop in self._runs(group):
+                job = self._pool.submit(self._run, group, start, stop, Wg, bg, units[active])
+                jobs.append((active, job))
+        for active, job in jobs:
+            run_loss, run_G, run_gb = job.result()
+            loss[active] += run_loss
+            G[:, active] += run_G.reshape(k, -1, D)
+            gb[:, active] += run_gb.reshape(k, -1)
+        return loss, G, gb
+
+    def _runs(self, group: _Group) -> Iterator[tuple[int, int]]:
+        """Stretches of a group's rows of about the same length, some for every thread."""
+        n_rows = group.stop - group.start
+        count = max(1, min(4 * self._threads, n_rows // 2048))
+        edges = np.linspace(group.start, group.stop, count + 1).astype(int)
+        return zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+
+    def _run(
+        self, group: _Group, start: int, stop: int, W: Floats, b: Floats, units: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Loss, gradient in W and in b of rows start..stop, summed over blocks in float64."""
+        loss = np.zeros(units.size)
+        G = np.zeros(W.shape)
+        gb = np.zeros(W.shape[0])
+        block_rows = int(np.clip(2**18 // W.shape[0], 64, 1024))
+        margins = self._multinomial if self._softmax else self._binary
+        for first in range(start, stop, block_rows):
+            rows = slice(first, min(first + block_rows, stop))
+            X = self._X[rows]
+            T = W @ X.T
+            T += b
+            weight = self._weights[units, rows] if group.weighted else None
+            loss += margins(T.reshape(self.n_columns, units.size, -1), rows, units, weight)
+            G += T @ X
+            gb += T.sum(axis=1)
+        return loss, G, gb
+
+    def _binary(self, T: Floats, rows: slice, units: NDArray[np.intp], weight: Floats | None) -> Floats:
+        """Losses (A,) of one block; T (1, A, rows) goes from logits to derivatives of the loss, in place."""
+        signs = self._signs[:, rows]
+        if self._n_labels > 1:
+            signs = signs[units % self._n_labels]
+        T = T[0]
+        T *= signs
+        if T.max() > _LARGEST_MARGIN:
+            losses = np.logaddexp(T, T.dtype.type(0))
+            np.negative(T, out=T)
+            np.minimum(T, _LARGEST_MARGIN, out=T)
+            np.exp(T, out=T)
+            T += 1
+            np.reciprocal(T, out=T)
+        else:
+            np.exp(T, out=T)
+            losses = np.log1p(T)
+            T /= T + 1
+        T *= signs
+        if weight is not None:
+            losses *= weight
+            T *= weight
+        total: Floats = losses.sum(axis=1)
+        return total
+
+    def _multinomial(self, T: Floats, rows: slice, units: NDArray[np.intp], weight: Floats | None) -> Floats:
+        """Losses (A,) of one block; T (k, A, rows) goes from logits (class 0 has 0) to derivatives, in place.
+
+        A row of class y > 0 keeps the margin of class 0 in y's place: the k margins to the true class are then all
+        there, and no target has to be looked up again.
+        """
+        first, last = np.searchsorted(self._bounds, [rows.start, rows.stop], side="right")
+        edges = [rows.start, *self._bounds[first:last].tolist(), rows.stop]
+        segments = [
+            (slice(a - rows.start, b - rows.start), int(self._codes[a]) - 1)
+            for a, b in zip(edges[:-1], edges[1:], strict=True)
+            if b > a and self._codes[a] > 0
+        ]
+        for part, y in segments:
+            logit = T[y, :, part].copy()
+            T[:, :, part] -= logit
+            np.negative(logit, out=T[y, :, part])
+        if T.max() > _LARGEST_MARGIN:
+            shift = np.maximum(T.max(axis=0), 0)
+            T -= shift
+            np.exp(T, out=T)
+            others = T.sum(axis=0)
+            total = others + np.exp(-shift)
+            losses = shift + np.log(total)
+        else:
+            np.exp(T, out=T)
+            others = T.sum(axis=0)
+            losses = np.log1p(others)
+            total = others + 1
+        np.reciprocal(total, out=total)
+        T *= total
+        others *= total
+        for part, y in segments:
+            np.negative(others[:, part], out=T[y, :, part])
+        if weight is not None:
+            losses *= weight
+            T *= weight
+        summed: Floats = losses.sum(axis=1)
+        return summed
+
+
+def _order_rows(
+    codes: NDArray[Any] | None, weights: Floats, n_labels: int
+) -> tuple[NDArray[np.intp], list[_Group]]:
+    """The rows that count for any unit, grouped by the folds they count for and sorted by code, with their groups."""
+    n = weights.shape[1]
+    in_fold = (weights.reshape(-1, n_labels, n) != 0).any(axis=1)
+    rows = np.flatnonzero(in_fold.any(axis=0))
+    packed = np.packbits(in_fold[:, rows], axis=0)
+    _, pattern = np.unique(packed, axis=1, return_inverse=True)
+    pattern = pattern.ravel()
+    if rows.size < 256 * (pattern.max() + 1):
+        # Small groups make thin products: let every fold see all rows, with weight zero where it must not count them.
+        pattern = np.zeros(rows.size, dtype=np.intp)
+    keys = (pattern,) if codes is None else (codes[rows], pattern)
+    by_group = np.lexsort(keys)
+    rows, pattern = rows[by_group], pattern[by_group]
+    edges = [0, *(np.flatnonzero(np.diff(pattern)) + 1).tolist(), rows.size]
+    groups = []
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        counted = in_fold[:, rows[start:stop]].any(axis=1).repeat(n_labels)
+        weighted = bool((weights[np.ix_(counted, rows[start:stop])] != 1).any())
+        groups.append(_Group(start, stop, counted, weighted))
+    return rows, groups
+
+
+def _ordered_copy(
+    X: Floats,
+    order: NDArray[np.intp],
+    center: NDArray[np.float64],
+    dtype: np.dtype[Any],
+    pool: ThreadPoolExecutor,
+) -> Floats:
+    """Rows `order` of X less `center` in `dtype`; X itself where that changes nothing."""
+    whole = order.size == X.shape[0] and bool((order == np.arange(order.size)).all())
+    if whole and dtype == X.dtype and X.flags.c_contiguous and not center.any():
+        return X
+    out = np.empty((order.size, X.shape[1]), dtype=dtype)
+
+    def copy(start: int) -> None:
+        rows = slice(start, start + _COPY_ROWS)
+        block = X[order[rows]]
+        out[rows] = block - center if center.any() else block
+
+    list(pool.map(copy, range(0, order.size, _COPY_ROWS)))
+    return out

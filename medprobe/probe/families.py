@@ -1,0 +1,91 @@
+"""The probes by name: how each is swept over its settings, and fitted with the ones that were chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from medprobe.errors import UsageError
+from medprobe.probe.targets import Floats, Fold
+
+# settings, and the probabilities on the validation rows of each fold
+Swept = list[tuple[dict[str, Any], list[Floats]]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of probe.
+
+    Attributes:
+        name: Name on the command line and in results.
+        sweep: All settings at once: features (standardised), targets, folds, number of classes, seed.
+        build: An estimator, not fitted, with given settings and seed.
+        inner_folds: How many of the inner folds the settings are chosen on (None: all of them).
+
+    """
+
+    name: str
+    sweep: Callable[[Floats, np.ndarray, Sequence[Fold], int, int], Swept]
+    build: Callable[[Mapping[str, Any], int], Any]
+    inner_folds: int | None = None
+
+
+def family(name: str) -> Family:
+    """Return the probe of that name.
+
+    Raises:
+        UsageError: There is none.
+
+    """
+    if name not in FAMILIES:
+        raise UsageError(f"--probe {name}: one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def _sweep_logistic(X: Floats, Y: np.ndarray, folds: Sequence[Fold], n_classes: int, seed: int) -> Swept:
+    from medprobe.probe.logistic import DEFAULT_CS, sweep_logistic
+
+    found = sweep_logistic(X, Y, folds, DEFAULT_CS, n_classes=n_classes)
+    return [({"C": float(C)}, by_fold) for C, by_fold in zip(DEFAULT_CS, found, strict=True)]
+
+
+def _build_logistic(settings: Mapping[str, Any], seed: int) -> Any:
+    from medprobe.probe.logistic import LogisticProbe
+
+    return LogisticProbe(**settings)
+
+
+def _sweep_knn(X: Floats, Y: np.ndarray, folds: Sequence[Fold], n_classes: int, seed: int) -> Swept:
+    from medprobe.probe.knn import sweep_knn
+
+    return sweep_knn(X, Y, folds, n_classes=n_classes)
+
+
+def _build_knn(settings: Mapping[str, Any], seed: int) -> Any:
+    from medprobe.probe.knn import KNNProbe
+
+    return KNNProbe(**{name: value for name, value in settings.items() if value is not None})
+
+
+def _sweep_mlp(X: Floats, Y: np.ndarray, folds: Sequence[Fold], n_classes: int, seed: int) -> Swept:
+    from medprobe.probe.mlp import sweep_mlp
+
+    return sweep_mlp(X, Y, folds, n_classes=n_classes, seed=seed)
+
+
+def _build_mlp(settings: Mapping[str, Any], seed: int) -> Any:
+    from medprobe.probe.mlp import MLPProbe
+
+    chosen = {name: settings[name] for name in ("hidden", "lr", "weight_decay", "dropout")}
+    return MLPProbe(**chosen, max_epochs=settings["epochs"], early_stopping=False, random_state=seed)
+
+
+FAMILIES: Mapping[str, Family] = {
+    "logreg": Family("logreg", _sweep_logistic, _build_logistic),
+    "knn": Family("knn", _sweep_knn, _build_knn),
+    # Trained step by step, so that one held-out fold has to do.
+    "mlp": Family("mlp", _sweep_mlp, _build_mlp, inner_folds=1),
+}

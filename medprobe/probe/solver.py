@@ -1,0 +1,285 @@
+"""Many L2-penalised logistic regressions over one feature matrix, solved together.
+
+All values of C, folds and labels are columns of the same two matrix products an iteration. Coefficients are sought
+in the eigenvectors of the feature covariance, where the ridge term stays diagonal and the Hessian nearly is: its
+diagonal is the preconditioner of L-BFGS (Nocedal and Wright, Numerical Optimization, 2006, algorithm 7.4). Over the
+classes the Hessian is taken as its average at the class frequencies, as a Kronecker product with the covariance
+(after Boehning, Multinomial logistic regression algorithm, 1992).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import helmert
+
+from medprobe.probe._lbfgs import minimise
+from medprobe.probe._passes import Floats, LossPasses, worker_threads
+
+# L-BFGS keeps some 30 float64 arrays of a batch's coefficients: this many of them make 0.5 GB.
+_BATCH_COEFFICIENTS = 2**21
+_GRAM_ROWS = 8192
+# Log odds given to a class without a training row, whose best intercept is minus infinity.
+_ABSENT = -30.0
+# Features with means below this are not centred: it would gain nothing and cost a copy.
+_CENTRED = 0.05
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Mean (D,), covariance eigenvalues (r,) and orthonormal eigenvectors (D, r) of features; all float64.
+
+    It only has to be near the spectrum of the rows that are fitted: solutions do not depend on it, iterations do. If
+    r < D, those rows less the mean must lie in the span of the eigenvectors.
+    """
+
+    mean: NDArray[np.float64]
+    eigenvalues: NDArray[np.float64]
+    eigenvectors: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, X: Floats, rows: NDArray[np.intp] | None = None, dtype: str = "float32") -> Spectrum:
+        """Spectrum of X (n, D), or of some of its rows; r = min(rows, D).
+
+        Products of blocks are taken in `dtype` and summed in float64.
+        """
+        index = np.arange(X.shape[0]) if rows is None else rows
+        D = X.shape[1]
+        mean = np.zeros(D)
+        for start in range(0, index.size, _GRAM_ROWS):
+            mean += X[index[start : start + _GRAM_ROWS]].sum(axis=0, dtype=np.float64)
+        mean /= index.size
+        if index.size < D:
+            _, singular, Vt = np.linalg.svd(X[index].astype(np.float64) - mean, full_matrices=False)
+            return cls(mean, singular**2 / index.size, np.ascontiguousarray(Vt.T))
+        gram = np.zeros((D, D))
+        for start in range(0, index.size, _GRAM_ROWS):
+            block = (X[index[start : start + _GRAM_ROWS]] - mean).astype(dtype)
+            gram += block.T @ block
+        eigenvalues, eigenvectors = np.linalg.eigh(gram / index.size)
+        return cls(mean, np.maximum(eigenvalues, 0), eigenvectors)
+
+
+@dataclass(frozen=True)
+class PathSolution:
+    """Solutions for F folds and all values of C; arrays are (F, n_C, ...).
+
+    `coef` (F, n_C, columns, D) and `intercept` (F, n_C, columns): one column for two classes, n_classes for more,
+    one a label for multi-label targets. `objective`, `grad_norm` (2-norm, over coefficients and intercepts),
+    `n_iter` (passes over the rows) and `converged` are (F, n_C), for multi-label targets (F, n_C, L).
+    """
+
+    coef: NDArray[np.float64]
+    intercept: NDArray[np.float64]
+    objective: NDArray[np.float64]
+    grad_norm: NDArray[np.float64]
+    n_iter: NDArray[np.intp]
+    converged: NDArray[np.bool_]
+
+
+def solve_path(
+    X: Floats,
+    Y: NDArray[Any],
+    Cs: Sequence[float] | Floats,
+    *,
+    n_classes: int | None = None,
+    sample_weight: ArrayLike | None = None,
+    scales: Floats | None = None,
+    spectrum: Spectrum | None = None,
+    dtype: str = "float32",
+    tol: float = 1e-6,
+    max_iter: int = 200,
+) -> PathSolution:
+    """Minimisers of C * sum_i s_i * loss_i + ||w||^2 / 2, intercept unpenalised, for every C and every fold.
+
+    X is (n, D). Y is (n,) class codes below `n_classes` (default: the largest plus one; two classes are one logit,
+    more a softmax), or (n, L) of 0, 1 and NaN: L independent labels, NaN rows left out. `sample_weight` is (n,), or
+    (F, n) with one row a fold, or (F, L, n). `scales` (F, D) standardises per fold: fold f is fitted on X / scales[f],
+    and the coefficients returned are those of X. `spectrum` is Spectrum.of(X) or that of similar rows, and saves its
+    time. `dtype` is that of the passes over rows. A problem has converged when the estimated distance of its objective
+    to the minimum is below `tol` times the smaller of the objective and its decrease from the constant model.
+
+    Raises ValueError when all weights are zero or a class code is not below `n_classes`.
+    """
+    penalty = np.asarray(Cs, dtype=np.float64)
+    n_labels = 1 if Y.ndim == 1 else Y.shape[1]
+    weights = _unit_weights(Y, sample_weight)
+    if Y.ndim == 2:
+        n_classes, Y = 2, np.nan_to_num(Y)
+    elif n_classes is None:
+        n_classes = int(Y.max()) + 1
+    if Y.min() < 0 or Y.max() >= n_classes:
+        raise ValueError(f"Targets must lie in 0..{n_classes - 1}; got {Y.min()} to {Y.max()}.")
+    counted = np.flatnonzero(weights.any(axis=0))
+    if counted.size == 0:
+        raise ValueError("Every row has weight zero: there is nothing to fit.")
+    if spectrum is None:
+        spectrum = Spectrum.of(X, counted, dtype)
+    center = spectrum.mean
+    if np.abs(center).max(initial=0) < _CENTRED:
+        center = np.zeros_like(center)
+    shape = (weights.shape[0] // n_labels, penalty.size, n_labels)
+    fold, which_C, label = (index.ravel() for index in np.indices(shape))
+    unit = fold * n_labels + label
+    describe = _describe_softmax if n_classes > 2 else _describe_binary
+    units = describe(Y, weights, n_classes if n_classes > 2 else n_labels)
+    n_out, k = units.classes.shape[1:]
+    coef, intercept = np.empty((unit.size, n_out, X.shape[1])), np.empty((unit.size, n_out))
+    objective, grad_norm = np.empty(unit.size), np.empty(unit.size)
+    n_iter, converged = np.empty(unit.size, dtype=np.intp), np.empty(unit.size, dtype=bool)
+    batch_size = max(1, _BATCH_COEFFICIENTS // (k * (spectrum.eigenvalues.size + 1)))
+    with worker_threads() as pool:
+        passes = LossPasses(X, Y, weights, n_classes=n_classes, center=center, dtype=np.dtype(dtype), pool=pool)
+        for first in range(0, unit.size, batch_size):
+            part = slice(first, first + batch_size)
+            scale = None if scales is None else scales[fold[part]]
+            problems = _Problems(passes, spectrum, units, unit[part], penalty[which_C[part]], scale)
+            found = minimise(problems, tol=tol, max_iter=max_iter)
+            coef[part], intercept[part] = problems.coefficients(found.x)
+            objective[part], grad_norm[part] = found.f, found.grad_norm
+            n_iter[part], converged[part] = found.n_iter, found.converged
+    intercept -= coef @ center
+    if Y.ndim == 2:
+        return PathSolution(
+            coef.reshape(*shape, -1),
+            intercept.reshape(shape),
+            *(array.reshape(shape) for array in (objective, grad_norm, n_iter, converged)),
+        )
+    return PathSolution(
+        coef.reshape(*shape[:2], n_out, -1),
+        intercept.reshape(*shape[:2], n_out),
+        *(array.reshape(shape[:2]) for array in (objective, grad_norm, n_iter, converged)),
+    )
+
+
+def _unit_weights(Y: NDArray[Any], sample_weight: ArrayLike | None) -> Floats:
+    """Weights (U, n) of each (fold, label) pair, zero where the label is missing."""
+    n = Y.shape[0]
+    weights = np.ones((1, n)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+    if weights.shape[-1] != n:
+        raise ValueError(f"sample_weight has {weights.shape[-1]} columns, Y has {n} rows.")
+    if Y.ndim == 1:
+        return weights.reshape(-1, n)
+    if weights.ndim < 3:
+        weights = weights.reshape(-1, 1, n)
+    masked: Floats = weights * ~np.isnan(Y.T)
+    return masked.reshape(-1, n)
+
+
+@dataclass(frozen=True)
+class _Units:
+    """What a (fold, label) pair fixes for its problems: U units, K logits, k columns of the passes.
+
+    `classes` (U, K, k) turns class coordinates into the logits of the K classes and has orthonormal columns; `coded`
+    (U, k, k) turns them into the columns of the passes. `curvature` (U, k) is the Hessian of the loss in class
+    coordinates, at the class frequencies and summed over rows, for a feature of unit variance; `start` (U, k) are the
+    intercepts of the constant model.
+    """
+
+    classes: Floats
+    coded: Floats
+    curvature: Floats
+    start: Floats
+
+
+def _describe_softmax(Y: NDArray[Any], weights: Floats, n_classes: int) -> _Units:
+    counts = np.stack([np.bincount(Y, row, n_classes) for row in weights])
+    total = counts.sum(axis=1, keepdims=True)
+    share = counts / np.where(total > 0, total, 1)
+    log_share = np.log(share, out=np.full_like(share, _ABSENT), where=share > 0)
+    contrasts = helmert(n_classes).T
+    hessian = share[:, :, None] * np.eye(n_classes) - share[:, :, None] * share[:, None, :]
+    curvature, rotation = np.linalg.eigh(contrasts.T @ hessian @ contrasts)
+    classes = contrasts @ rotation
+    start = np.einsum("uKk,uK->uk", classes, log_share)
+    curvature = np.where(curvature > 1e-12, curvature, 0) * total
+    return _Units(classes, classes[:, 1:] - classes[:, :1], curvature, start)
+
+
+def _describe_binary(Y: NDArray[Any], weights: Floats, n_labels: int) -> _Units:
+    labels = np.tile((Y.reshape(Y.shape[0], -1) > 0).T, (weights.shape[0] // n_labels, 1))
+    total = weights.sum(axis=1)
+    positive = (weights * labels).sum(axis=1)
+    share = np.divide(positive, total, out=np.full_like(total, 0.5), where=total > 0)
+    with np.errstate(divide="ignore"):
+        start = np.clip(np.log(share) - np.log1p(-share), _ABSENT, -_ABSENT)
+    identity = np.ones((total.size, 1, 1))
+    return _Units(identity, identity, (total * share * (1 - share))[:, None], start[:, None])
+
+
+class _Problems:
+    """A batch of problems in the coordinates of eigenvectors (r, then the intercept) and of class contrasts (k).
+
+    Variables of one problem are (k, r + 1), flattened. Implements `medprobe.probe._lbfgs.Batch`.
+    """
+
+    def __init__(
+        self,
+        passes: LossPasses,
+        spectrum: Spectrum,
+        units: _Units,
+        unit: NDArray[np.intp],
+        penalty: NDArray[np.float64],
+        scale: Floats | None,
+    ) -> None:
+        self._passes = passes
+        self._vectors = spectrum.eigenvectors
+        self._units = units
+        self._unit = unit
+        self._C = penalty
+        self._scale = scale
+        variance = np.append(spectrum.eigenvalues, 1.0)
+        size = unit.size
+        self._shape = (units.coded.shape[1], variance.size)
+        self.noise = float(np.finfo(passes.features.dtype).eps)
+        self.ridge = np.tile(np.arange(variance.size) < variance.size - 1, self._shape[0])
+        curvature = (penalty[:, None] * units.curvature[unit])[:, :, None] * variance
+        self.curvature = curvature.reshape(size, -1)
+
+    def start(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """The constant models: points, objectives and gradients. A unit is evaluated once for all its C."""
+        x = np.zeros((self._unit.size, *self._shape))
+        x[:, :, -1] = self._units.start[self._unit]
+        x = x.reshape(self._unit.size, -1)
+        _, first, inverse = np.unique(self._unit, return_index=True, return_inverse=True)
+        loss, gradient = self._loss(x[first], first)
+        return x, self._C * loss[inverse], self._C[:, None] * gradient[inverse]
+
+    def evaluate(
+        self, x: NDArray[np.float64], problems: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Objectives and gradients at x of the given problems."""
+        loss, gradient = self._loss(x, problems)
+        C = self._C[problems]
+        penalised = x * self.ridge
+        return C * loss + 0.5 * np.einsum("am,am->a", penalised, x), C[:, None] * gradient + penalised
+
+    def coefficients(self, x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Coefficients (P, K, D) of the centred features and intercepts (P, K)."""
+        theta = self._units.classes[self._unit] @ x.reshape(-1, *self._shape)
+        coef = theta[:, :, :-1] @ self._vectors.T
+        if self._scale is not None:
+            coef /= self._scale[:, None, :]
+        return coef, theta[:, :, -1]
+
+    def _loss(
+        self, x: NDArray[np.float64], problems: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Losses without C and ridge, and their gradients."""
+        unit = self._unit[problems]
+        coded = self._units.coded[unit]
+        theta = coded @ x.reshape(-1, *self._shape)
+        W = theta[:, :, :-1] @ self._vectors.T
+        if self._scale is not None:
+            W /= self._scale[problems, None, :]
+        loss, G, gb = self._passes(W.swapaxes(0, 1), theta[:, :, -1].T, unit)
+        G = G.swapaxes(0, 1)
+        if self._scale is not None:
+            G = G / self._scale[problems, None, :]
+        gradient = np.concatenate([G @ self._vectors, gb.T[:, :, None]], axis=2)
+        back = coded.swapaxes(1, 2) @ gradient
+        return loss, back.reshape(problems.size, -1)

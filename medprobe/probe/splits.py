@@ -1,0 +1,151 @@
+"""Who is trained on and who is tested on. A patient is on one side only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
+from medprobe.errors import DataError, UsageError
+
+# A hold-out is put together from folds this fine.
+_FINE_FOLDS = 20
+INNER_FOLDS = 5
+
+_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows to train on, to choose settings on (none: by inner folds of the training rows) and to test on."""
+
+    train: np.ndarray
+    val: np.ndarray | None
+    test: np.ndarray
+
+
+@dataclass(frozen=True)
+class Split:
+    """A name for the tables, and one part, or one a fold."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def test(self) -> np.ndarray:
+        """Tested rows of all parts, in the order of the parts."""
+        return np.concatenate([part.test for part in self.parts])
+
+
+def given_split(values: Sequence[object], column: str, groups: np.ndarray | None) -> Split:
+    """Return the split that a column states: train, val (optional) and test; rows with an empty value take no part.
+
+    Raises:
+        DataError: Another word than these, no rows for train or test, or a group on two sides.
+
+    """
+    words = np.array([str(value).strip().lower() for value in values], dtype=object)
+    unknown = sorted({w for w in words if w not in _NAMES and w not in {"", "nan", "none"}})
+    if unknown:
+        raise DataError(f"--split-col {column}: '{unknown[0]}' is none of train, val, test")
+    sides = np.array([_NAMES.get(w, "") for w in words])
+    rows = {side: np.flatnonzero(sides == side) for side in ("train", "val", "test")}
+    for side in ("train", "test"):
+        if not len(rows[side]):
+            raise DataError(f"--split-col {column}: no labelled image with features is in '{side}'")
+    if groups is not None:
+        check_leaks(rows, groups)
+    val = rows["val"] if len(rows["val"]) else None
+    return Split(column, (Part(rows["train"], val, rows["test"]),))
+
+
+def fold_split(y: np.ndarray, groups: np.ndarray | None, n_folds: int, seed: int) -> Split:
+    """Return K folds in which every row is tested once, stratified by class, with each group in one fold.
+
+    Raises:
+        UsageError: Fewer than two folds, or more folds than groups.
+
+    """
+    parts = [Part(train, None, test) for train, test in folds(y, groups, n_folds, seed, flag="--folds")]
+    return Split(f"{n_folds} folds", tuple(parts))
+
+
+def hold_out_split(y: np.ndarray, groups: np.ndarray | None, test_size: float, seed: int) -> Split:
+    """Return one split with about ``test_size`` of the rows (of whole groups) to test on, stratified by class.
+
+    Raises:
+        UsageError: ``test_size`` is not between 0 and 1.
+
+    """
+    if not 0 < test_size < 1:
+        raise UsageError(f"--test-size {test_size}: a share between 0 and 1")
+    n = min(_FINE_FOLDS, n_groups(groups, len(y)))
+    fine = [test for _, test in folds(y, groups, n, seed, flag="--test-size")]
+    order = np.random.default_rng(seed).permutation(n)
+    picked = order[: min(max(round(test_size * n), 1), n - 1)]
+    test = np.sort(np.concatenate([fine[i] for i in picked]))
+    train = np.setdiff1d(np.arange(len(y)), test)
+    return Split(f"hold-out {test_size:g}", (Part(train, None, test),))
+
+
+def folds(
+    y: np.ndarray, groups: np.ndarray | None, n_folds: int, seed: int, *, flag: str = "--folds"
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return pairs of training and held-out rows: stratified unless multi-label, groups kept together.
+
+    Raises:
+        UsageError: Fewer than two folds, or more folds than groups.
+
+    """
+    available = n_groups(groups, len(y))
+    if not 2 <= n_folds <= available:
+        unit = "images" if groups is None else "groups"
+        raise UsageError(f"{flag}: {n_folds} folds of {available} {unit} cannot be made; take between 2 and {available}")
+    multilabel = y.ndim > 1
+    if not multilabel:  # scikit-learn refuses to stratify when every class is rarer than there are folds
+        multilabel = int(np.bincount(y).max()) < n_folds
+    options = {"n_splits": n_folds, "shuffle": True, "random_state": seed}
+    if groups is None:
+        splitter = KFold(**options) if multilabel else StratifiedKFold(**options)
+    else:
+        splitter = GroupKFold(**options) if multilabel else StratifiedGroupKFold(**options)
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        pairs = list(splitter.split(np.zeros(len(y)), None if multilabel else y, groups))
+    return [(train, test) for train, test in pairs if len(train) and len(test)]
+
+
+def inner_folds(y: np.ndarray, groups: np.ndarray | None, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the folds of a training part on which settings are chosen.
+
+    Raises:
+        DataError: There is only one group to train on.
+
+    """
+    available = n_groups(groups, len(y))
+    if available < 2:
+        raise DataError("the training part is a single group (patient): no settings can be chosen on others")
+    return folds(y, groups, min(INNER_FOLDS, available), seed)
+
+
+def check_leaks(sides: dict[str, np.ndarray], groups: np.ndarray) -> None:
+    """Raise a DataError that names the groups (patients) found on more than one side of a split."""
+    names = list(sides)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            shared = np.intersect1d(groups[sides[first]], groups[sides[second]])
+            if len(shared):
+                listed = ", ".join(str(g) for g in shared[:5]) + (", ..." if len(shared) > 5 else "")
+                raise DataError(
+                    f"{len(shared)} groups are in both {first} and {second} ({listed}): images of one patient on both sides "
+                    "make a result look better than it is. Mend the split column, or let medprobe split (--folds 5)."
+                )
+
+
+def n_groups(groups: np.ndarray | None, n_rows: int) -> int:
+    """Return the number of groups, or of rows where there are none."""
+    return n_rows if groups is None else len(np.unique(groups))

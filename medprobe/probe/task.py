@@ -1,0 +1,119 @@
+"""What is to be predicted: columns of a manifest as codes of classes, or as labels."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medprobe.errors import DataError, UsageError
+
+# More distinct numbers than this are a measurement, not a class.
+_MOST_CLASSES = 100
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target of the rows that have one.
+
+    Attributes:
+        name: As the user named it.
+        task: ``binary``, ``multiclass``, ``ordinal`` or ``multilabel``.
+        rows: Rows of the samples that have a label, (n,).
+        y: Class codes (n,), or labels 0, 1 and NaN (n, L).
+        classes: Names of the classes in the order of their codes, or of the labels.
+
+    """
+
+    name: str
+    task: str
+    rows: np.ndarray
+    y: np.ndarray
+    classes: tuple[str, ...]
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes, or of labels."""
+        return len(self.classes)
+
+
+def target_of(samples: pd.DataFrame, name: str, *, ordinal: bool = False) -> Target:
+    """Return the target that ``name`` stands for.
+
+    A column is one class a sample, in the order of numbers or of the alphabet. A comma list (``edema,effusion``), a
+    pattern (``finding_*``) or the common start of columns (``label`` for ``label_0, label_1, ...``) is multi-label:
+    0, 1 or missing.
+
+    Raises:
+        UsageError: There is no such column, or ordinal classes that are no numbers.
+        DataError: Fewer than two classes, values that are no classes, or labels other than 0, 1 and missing.
+
+    """
+    columns = _columns(samples, name)
+    if len(columns) > 1:
+        if ordinal:
+            raise UsageError(f"--target {name}: quadratic_kappa is for one column of grades, not for {len(columns)} labels")
+        return _labels(samples, name, columns)
+    column = samples[columns[0]]
+    present = ~_missing(column)
+    values = column[present]
+    if not len(values):
+        raise DataError(f"--target {name}: the column is empty")
+    numeric = pd.api.types.is_numeric_dtype(values.dtype)
+    found, codes = np.unique(values.to_numpy(dtype="float64" if numeric else object), return_inverse=True)
+    if len(found) < 2:
+        raise DataError(f"--target {name}: there is only one class ({_class_name(found[0])}) among {len(values)} samples")
+    if len(found) > _MOST_CLASSES and (numeric or len(found) > len(values) / 2):
+        raise DataError(
+            f"--target {name}: {len(found)} different values among {len(values)} samples are not classes; "
+            "put them into ranges, or name another column"
+        )
+    if ordinal and not numeric:
+        raise UsageError(f"--target {name}: quadratic_kappa needs grades that are numbers; code the classes as 0, 1, 2, ...")
+    task = "ordinal" if ordinal else ("binary" if len(found) == 2 else "multiclass")
+    return Target(name, task, np.flatnonzero(present), codes.astype(np.int64), tuple(_class_name(v) for v in found))
+
+
+def _columns(samples: pd.DataFrame, name: str) -> list[str]:
+    known = [c for c in samples.columns if c != "id"]
+    if name in known:
+        return [name]
+    if "," in name:
+        found = [part.strip() for part in name.split(",") if part.strip()]
+        absent = [c for c in found if c not in known]
+        if absent:
+            raise UsageError(f"--target {absent[0]}: no such column; there are: {', '.join(known)}")
+        return found
+    found = fnmatch.filter(known, name) or [c for c in known if c.startswith(f"{name}_")]
+    if not found:
+        raise UsageError(f"--target {name}: no such column; there are: {', '.join(known)}")
+    return found
+
+
+def _labels(samples: pd.DataFrame, name: str, columns: list[str]) -> Target:
+    parts = []
+    for column in columns:
+        values = pd.to_numeric(samples[column].replace("", np.nan), errors="coerce").to_numpy(dtype="float64")
+        wrong = ~_missing(samples[column]).to_numpy() & ~np.isin(values, (0.0, 1.0))
+        if wrong.any():
+            example = samples[column].iloc[int(np.flatnonzero(wrong)[0])]
+            raise DataError(
+                f"--target {name}: column '{column}' holds {example!r}; a label is 0, 1 or empty (uncertain or unknown)"
+            )
+        parts.append(values)
+    labels = np.stack(parts, axis=1)
+    rows = np.flatnonzero(~np.isnan(labels).all(axis=1))
+    if not len(rows):
+        raise DataError(f"--target {name}: all of its columns are empty")
+    return Target(name, "multilabel", rows, labels[rows], tuple(columns))
+
+
+def _missing(column: pd.Series) -> Any:
+    return column.isna() | (column == "")
+
+
+def _class_name(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -1,0 +1,357 @@
+"""The feature store: one encoder's features of one manifest, in one Zarr v3 folder.
+
+Rows stand in blocks. A block is written whole by one worker and then declared by a commit record that holds the SHA-256 of
+each of its chunk files; a block without a valid record does not exist for a reader. ``docs/store-format.md`` says enough
+to write another reader.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+
+from medprobe.errors import DataError
+
+FORMAT = 1
+DIGEST_BYTES = 16
+# What each row was made from stands beside its features and is committed with them: the digest of the image's bytes, and
+# its file's size and time of change (nanoseconds).
+DIGEST_ARRAY = "sources/digest"
+STAMP_ARRAY = "sources/stamp"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is decided before the first image is read; two stores of one plan hold the same features.
+
+    Attributes:
+        encoder: Name, architecture, digest of the weights, views, preprocessing, card.
+        fingerprint: SHA-256 of what decides the features' values.
+        precision: What the encoder computes in, such as ``bf16``.
+        views: Width of each view.
+        dtypes: How each view is kept, ``float16`` or ``float32``.
+        default_view: The pooling that the encoder was trained with.
+        rows: Number of samples.
+        block_rows: Rows of a block.
+        manifest_sha256: Digest of the sample ids in their order.
+
+    """
+
+    encoder: Mapping[str, Any]
+    fingerprint: str
+    precision: str
+    views: Mapping[str, int]
+    dtypes: Mapping[str, str]
+    default_view: str
+    rows: int
+    block_rows: int
+    manifest_sha256: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the plan; every commit record carries it."""
+        return hashlib.sha256(_canonical(asdict(self))).hexdigest()
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return -(-self.rows // self.block_rows)
+
+    def block(self, index: int) -> slice:
+        """Return the rows of a block."""
+        return slice(index * self.block_rows, min((index + 1) * self.block_rows, self.rows))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A sample without features: its row, where it failed (``read``, ``encode`` or ``store``) and why."""
+
+    row: int
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The proof that a block is complete: size and SHA-256 of each chunk file, and the rows that have no features."""
+
+    block: int
+    plan: str
+    chunks: Mapping[str, Mapping[str, Any]]
+    failures: tuple[Failure, ...]
+    made_with: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Commit | None:
+        """Return the record in a file, or None where it is missing, torn or of another shape."""
+        try:
+            record = json.loads(path.read_bytes())
+            failures = tuple(Failure(int(f["row"]), str(f["stage"]), str(f["reason"])) for f in record.pop("failures"))
+            return cls(failures=failures, **record)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+
+class FeatureStore:
+    """One encoder's features, opened for reading; :mod:`medprobe.embed` writes it.
+
+    ``samples`` and ``features()`` have the same rows in the same order: the samples that have features. The others are in
+    ``failures``, with a reason.
+
+    Args:
+        path: The store's folder.
+        partial: Read the finished blocks of a store that is not complete.
+
+    Raises:
+        DataError: There is no store, it is of a newer format, or (unless ``partial``) blocks are missing when rows are read.
+
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, partial: bool = False) -> None:
+        self.path = Path(path)
+        self.partial = partial
+        try:
+            self._group = zarr.open_group(self.path, mode="r", zarr_format=3)
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{self.path}: no feature store there (medprobe embed makes one)") from error
+        meta: Any = self._group.attrs.get("medprobe")
+        if not isinstance(meta, Mapping) or "format" not in meta:
+            raise DataError(f"{self.path}: a Zarr group, but not a medprobe feature store")
+        if meta["format"] != FORMAT:
+            raise DataError(
+                f"{self.path}: written in store format {meta['format']}; this medprobe reads format {FORMAT}: upgrade medprobe"
+            )
+        self.plan = Plan(**meta["plan"])
+        self.card: Mapping[str, str] = meta["card"]
+        self.versions: Mapping[str, str] = meta["versions"]
+
+    @property
+    def encoder(self) -> str:
+        """The encoder's name."""
+        return str(self.plan.encoder["name"])
+
+    @property
+    def views(self) -> Mapping[str, int]:
+        """Name and width of each view."""
+        return self.plan.views
+
+    @property
+    def roles(self) -> Mapping[str, Any]:
+        """Columns that are ``labels``, the ``group`` and the ``split``, as recorded when the store was made."""
+        return self.samples_group.attrs["roles"]  # type: ignore[return-value]
+
+    @cached_property
+    def commits(self) -> Mapping[int, Commit]:
+        """Commit records of the blocks that are complete, by their sizes (``verify`` looks at their digests)."""
+        commits = {}
+        for index in range(self.plan.n_blocks):
+            commit = Commit.read(self.commit_path(index))
+            if commit is not None and self._fits(commit, index):
+                commits[index] = commit
+        return commits
+
+    @property
+    def missing_blocks(self) -> list[int]:
+        """Numbers of the blocks that are still to be made."""
+        return [index for index in range(self.plan.n_blocks) if index not in self.commits]
+
+    @cached_property
+    def manifest(self) -> pd.DataFrame:
+        """Every sample of the manifest, with or without features; column ``id`` first."""
+        try:
+            names = [str(name) for name in self.samples_group.attrs["columns"]]  # type: ignore[union-attr]
+            columns = {name: np.asarray(self.samples_group[name][:]) for name in names}  # type: ignore[index]
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(
+                f"{self.path}: its table of samples is damaged ({error}); run the embed command again"
+            ) from error
+        return pd.DataFrame({k: v.astype(object) if v.dtype.kind == "T" else v for k, v in columns.items()})
+
+    @property
+    def samples(self) -> pd.DataFrame:
+        """The samples that have features, in the order of ``features()``."""
+        return self.manifest[self.mask].reset_index(drop=True)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Boolean (rows of the manifest,): which samples have features."""
+        self._check_complete()
+        mask = np.zeros(self.plan.rows, dtype=bool)
+        for index, commit in self.commits.items():
+            mask[self.plan.block(index)] = True
+            mask[[failure.row for failure in commit.failures]] = False
+        return mask
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """Samples without features: id, row, stage, reason."""
+        rows = [failure for _, commit in sorted(self.commits.items()) for failure in commit.failures]
+        ids = self.manifest["id"].to_numpy()
+        records = [(ids[f.row], f.row, f.stage, f.reason) for f in rows]
+        return pd.DataFrame(records, columns=["id", "row", "stage", "reason"])
+
+    def features(self, view: str | None = None, dtype: Any = np.float32) -> np.ndarray:
+        """Return a view (the default one unless named) of shape (len(samples), width), finite.
+
+        Raises:
+            DataError: No such view, an incomplete store (unless opened with ``partial``), or a damaged chunk.
+
+        """
+        view = self.plan.default_view if view is None else view
+        if view not in self.views:
+            raise DataError(f"{self.path.name}: no view '{view}'; it has {', '.join(self.views)}")
+        mask = self.mask
+        values = self._array(f"features/{view}")
+        return values.astype(dtype, copy=False) if mask.all() else values[mask].astype(dtype, copy=False)
+
+    def image_digests(self) -> np.ndarray:
+        """Return the digest of each sample's image, uint8 (len(samples), 16): equal for equal files."""
+        digests: np.ndarray = self._array(DIGEST_ARRAY)[self.mask]
+        return digests
+
+    def sources(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the image digests, uint8 (rows, 16), and stamps, int64 (rows, 2), of a committed block, failed rows included."""
+        rows = self.plan.block(index)
+        return self._array(DIGEST_ARRAY, rows), self._array(STAMP_ARRAY, rows)
+
+    def verify(self) -> Iterator[str]:
+        """Yield a sentence for each block, chunk or table that is missing or not as it was written."""
+        for index in range(self.plan.n_blocks):
+            commit = Commit.read(self.commit_path(index))
+            if commit is None or commit.plan != self.plan.digest or commit.block != index:
+                yield f"block {index}: not complete (no valid commit record)"
+                continue
+            for name in self.array_names:
+                problem = self._chunk_problem(commit, name, index)
+                if problem:
+                    yield f"block {index}: {name}: {problem}"
+        try:
+            digest = table_digest(self.manifest)
+        except DataError as error:
+            yield str(error)
+        else:
+            if digest != self.samples_group.attrs["sha256"]:
+                yield "samples: not as written"
+            if ids_digest(self.manifest["id"]) != self.plan.manifest_sha256:
+                yield "samples: other ids than the plan's"
+
+    def damaged_blocks(self) -> list[int]:
+        """Return the committed blocks whose chunk files no longer have the SHA-256 of their record."""
+        return [
+            index
+            for index, commit in self.commits.items()
+            if any(self._chunk_problem(commit, name, index) for name in self.array_names)
+        ]
+
+    @property
+    def array_names(self) -> list[str]:
+        """Arrays that are written block by block: the views, and what the images were."""
+        return [*(f"features/{view}" for view in self.views), DIGEST_ARRAY, STAMP_ARRAY]
+
+    def commit_path(self, index: int) -> Path:
+        """Return where the commit record of a block stands."""
+        return self.path / "commits" / f"{index}.json"
+
+    def chunk_path(self, name: str, index: int) -> Path:
+        """Return the file of one block of one array."""
+        return self.path / name / "c" / str(index) / "0"
+
+    def __repr__(self) -> str:
+        done = self.plan.n_blocks - len(self.missing_blocks)
+        return f"FeatureStore({self.encoder}, {self.plan.rows} samples, {done}/{self.plan.n_blocks} blocks, views {dict(self.views)})"
+
+    @cached_property
+    def samples_group(self) -> zarr.Group:
+        """The Zarr group of the manifest's columns; its attributes are their order, roles and digest."""
+        try:
+            return self._group["samples"]  # type: ignore[return-value]
+        except KeyError as error:
+            raise DataError(f"{self.path}: its table of samples is missing; run the embed command again") from error
+
+    def _array(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        try:
+            return np.asarray(self._group[name][rows])  # type: ignore[index]
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(
+                f"{self.path}: {name} is damaged: medprobe verify names the blocks, the embed command makes them again"
+            ) from error
+
+    def _check_complete(self) -> None:
+        if self.missing_blocks and not self.partial:
+            raise DataError(
+                f"{self.path}: {len(self.missing_blocks)} of {self.plan.n_blocks} blocks are still to be made: run the same embed "
+                "command again, or open it with partial=True (--partial) to use what is there"
+            )
+
+    def _fits(self, commit: Commit, index: int) -> bool:
+        if commit.plan != self.plan.digest or commit.block != index or set(commit.chunks) != set(self.array_names):
+            return False
+        try:
+            return all(self.chunk_path(n, index).stat().st_size == c["bytes"] for n, c in commit.chunks.items())
+        except OSError:
+            return False
+
+    def _chunk_problem(self, commit: Commit, name: str, index: int) -> str | None:
+        try:
+            data = self.chunk_path(name, index).read_bytes()
+        except OSError:
+            return "chunk file is missing"
+        wanted = commit.chunks.get(name, {})
+        if len(data) != wanted.get("bytes"):
+            return f"chunk file has {len(data)} bytes instead of {wanted.get('bytes')}"
+        return (
+            None
+            if hashlib.sha256(data).hexdigest() == wanted.get("sha256")
+            else "chunk file has changed (SHA-256 differs)"
+        )
+
+
+def open_store(path: str | os.PathLike[str], *, partial: bool = False) -> FeatureStore:
+    """Return the feature store at ``path``; see :class:`FeatureStore`."""
+    return FeatureStore(path, partial=partial)
+
+
+def ids_digest(ids: Sequence[str] | pd.Series) -> str:
+    """Return the SHA-256 of sample ids in their order."""
+    digest = hashlib.sha256()
+    for sample in ids:
+        digest.update(str(sample).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def table_digest(samples: pd.DataFrame) -> str:
+    """Return the SHA-256 of the names and values of all columns."""
+    digest = hashlib.sha256()
+    for name in samples.columns:
+        values = storable(samples[name])
+        digest.update(f"{name}|{values.dtype.kind}\n".encode())
+        if values.dtype.kind == "O":
+            digest.update("\0".join(values).encode())
+        else:
+            digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
+def storable(column: pd.Series) -> np.ndarray:
+    """Return a column as int64, float64 or an object array of strings, in which a missing value is the empty string."""
+    if pd.api.types.is_bool_dtype(column.dtype) and not column.hasnans:
+        return column.to_numpy(dtype="int64")
+    if pd.api.types.is_integer_dtype(column.dtype) and not column.hasnans:
+        return column.to_numpy(dtype="int64")
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        return column.to_numpy(dtype="float64", na_value=np.nan)
+    return np.array(["" if pd.isna(v) else str(v) for v in column], dtype=object)
+
+
+def _canonical(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

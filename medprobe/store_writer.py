@@ -1,0 +1,167 @@
+"""Making a store and writing its blocks, so that no interruption at any point leaves a row that is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from medprobe.errors import DataError
+from medprobe.store import (
+    DIGEST_ARRAY,
+    DIGEST_BYTES,
+    FORMAT,
+    STAMP_ARRAY,
+    Commit,
+    Failure,
+    FeatureStore,
+    Plan,
+    storable,
+    table_digest,
+)
+
+
+def create_store(
+    path: Path,
+    plan: Plan,
+    samples: pd.DataFrame,
+    roles: Mapping[str, Any],
+    *,
+    card: Mapping[str, str],
+    versions: Mapping[str, str],
+) -> FeatureStore:
+    """Return a store of that plan without any block; an existing one is opened as it is.
+
+    The skeleton is made under another name and renamed, so that a store is there whole or not at all, whoever else tries.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
+    meta = {"format": FORMAT, "plan": asdict(plan), "card": dict(card), "versions": dict(versions)}
+    group = zarr.create_group(draft, zarr_format=3, attributes={"medprobe": meta})
+    draft.chmod(0o700)  # features can identify patients: private to the user
+    for name in ("commits", "features", "sources"):
+        group.create_group(name)
+    for view, width in plan.views.items():
+        _create_array(group, f"features/{view}", (plan.rows, width), plan.block_rows, plan.dtypes[view])
+    _create_array(group, DIGEST_ARRAY, (plan.rows, DIGEST_BYTES), plan.block_rows, "uint8")
+    _create_array(group, STAMP_ARRAY, (plan.rows, 2), plan.block_rows, "int64")
+    _write_samples(group, "samples", samples, roles)
+    try:
+        draft.rename(path)
+    except OSError:  # somebody else was first
+        shutil.rmtree(draft, ignore_errors=True)
+        if not path.exists():
+            raise
+    return FeatureStore(path, partial=True)
+
+
+def replace_samples(store: FeatureStore, samples: pd.DataFrame, roles: Mapping[str, Any]) -> bool:
+    """Bring the store's table of samples up to date (labels, groups, splits); return whether anything differed."""
+    try:
+        same = store.samples_group.attrs["sha256"] == table_digest(samples) and store.roles == _plain(roles)
+    except DataError:
+        same = False
+    if same:
+        return False
+    group = zarr.open_group(store.path, mode="r+")
+    _write_samples(group, "samples.draft", samples, roles)
+    shutil.rmtree(store.path / "samples", ignore_errors=True)
+    (store.path / "samples.draft").rename(store.path / "samples")
+    return True
+
+
+def write_block(
+    store: FeatureStore,
+    index: int,
+    arrays: Mapping[str, np.ndarray],
+    failures: Sequence[Failure],
+    made_with: Mapping[str, str],
+) -> Commit:
+    """Write a block whole, then its commit record, each on the disk before the next; return the record.
+
+    ``arrays`` holds every one of ``store.array_names``. Old files of the block go first: Zarr would read a torn one.
+    """
+    rows = store.plan.block(index)
+    record = store.commit_path(index)
+    record.unlink(missing_ok=True)
+    group = zarr.open_group(store.path, mode="r+")
+    chunks = {}
+    for name in store.array_names:
+        values = arrays[name]
+        assert len(values) == rows.stop - rows.start, (name, values.shape, rows)
+        file = store.chunk_path(name, index)
+        file.unlink(missing_ok=True)
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            group[name][rows] = values  # type: ignore[index]
+        _sync(file)
+        _sync(file.parent)
+        data = file.read_bytes()
+        chunks[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    commit = Commit(index, store.plan.digest, chunks, tuple(failures), dict(made_with))
+    _write_whole(record, json.dumps(asdict(commit), indent=1, sort_keys=True).encode())
+    return commit
+
+
+def _write_samples(group: zarr.Group, name: str, samples: pd.DataFrame, roles: Mapping[str, Any]) -> None:
+    attributes = {"columns": list(samples.columns), "roles": _plain(roles), "sha256": table_digest(samples)}
+    target = group.create_group(name, overwrite=True, attributes=attributes)
+    for column in samples.columns:
+        values = storable(samples[column])
+        text = values.dtype.kind == "O"
+        array = target.create_array(
+            column,
+            shape=values.shape,
+            chunks=(min(max(len(values), 1), 65536),),
+            dtype="str" if text else values.dtype,
+            compressors=[ZstdCodec(level=3, checksum=True)],
+            dimension_names=("row",),
+        )
+        array[:] = values
+
+
+def _create_array(group: zarr.Group, name: str, shape: tuple[int, int], block_rows: int, dtype: str) -> None:
+    group.create_array(
+        name,
+        shape=shape,
+        chunks=(min(block_rows, shape[0]), shape[1]),
+        dtype=dtype,
+        compressors=[Crc32cCodec()],  # features do not compress; a flipped bit must not go unseen
+        dimension_names=("row", "feature"),
+    )
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(value))
+    return plain
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
