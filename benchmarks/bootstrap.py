@@ -124,9 +124,8 @@ SCENARIOS = {
 def coverage(n_studies: int) -> None:
     """Print how often 95 % intervals contain the metric of the population, the chosen ones and the alternatives."""
     methods = ("medprobe", "percentile", "percentile, strata", "images as if independent")
-    print(
-        f"coverage of 95 % intervals in {n_studies} studies (standard error about {(0.05 * 0.95 / n_studies) ** 0.5:.3f})"
-    )
+    error = (0.05 * 0.95 / n_studies) ** 0.5
+    print(f"coverage of 95 % intervals in {n_studies} studies (standard error about {error:.3f})")
     print("".join(f"{text:>26s}" for text in ("", *methods)))
     for title, (n_patients, shares, signal, by_patient) in SCENARIOS.items():
         task = "binary" if len(shares) == 2 else "ordinal"

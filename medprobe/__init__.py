@@ -1,0 +1,34 @@
+"""Ask whether a foundation model is any good on your medical images, and which one.
+
+The public names are imported when they are first used, so that ``import medprobe`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medprobe.embed.run import embed
+    from medprobe.manifest import read_manifest
+    from medprobe.probe.run import probe
+    from medprobe.results import read_results
+    from medprobe.store import FeatureStore, open_store
+
+__version__ = "0.1.0"
+__all__ = ["FeatureStore", "embed", "open_store", "probe", "read_manifest", "read_results"]
+
+_HOME = {
+    "FeatureStore": "medprobe.store",
+    "open_store": "medprobe.store",
+    "read_manifest": "medprobe.manifest",
+    "read_results": "medprobe.results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"embed", "probe"}:
+        return import_module(f"{__name__}.{name}")  # packages that are called like functions
+    if name not in _HOME:
+        raise AttributeError(f"module 'medprobe' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,4 +1,4 @@
-"""Intervals and paired tests: against explicit resampling and direct formulas, and their coverage in simulated studies."""
+"""Intervals and paired tests against explicit resampling and direct formulas, and their coverage in simulations."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from medprobe.errors import DataError, UsageError
@@ -88,6 +89,7 @@ def test_blocks_of_resamples_change_nothing(monkeypatch):
     scorer = _scorer(y, score)
     whole = intervals(scorer, ["auroc", "ece"], patient, n_resamples=60)
     monkeypatch.setattr("medprobe.probe.bootstrap._BLOCK", 7 * len(y))
+    monkeypatch.setattr("medprobe.probe.bootstrap._MIN_STEP", 1)
     parts = intervals(scorer, ["auroc", "ece"], patient, n_resamples=60)
     for name in whole:
         assert parts[name].low == pytest.approx(whole[name].low, abs=1e-12)
@@ -146,10 +148,45 @@ def test_perfect_and_constant_scores():
     assert (constant.value, constant.low, constant.high) == (0.5, 0.5, 0.5)
 
 
-def test_calibration_interval_has_its_value():
-    y, score, patient = _study(np.random.default_rng(4), 40)
-    result = intervals(_scorer(y, score - 0.5), ["ece"], patient)["ece"]
-    assert 0 <= result.low <= result.value <= result.high
+@pytest.mark.parametrize(("name", "n"), [("average_precision", 60), ("log_loss", 60), ("log_loss", 300)])
+def test_interval_equals_scipys_at_the_wider_level(name, n):
+    rng = np.random.default_rng(3)
+    y = np.r_[np.ones(n // 5, dtype=int), np.zeros(n - n // 5, dtype=int)]
+    scorer = _scorer(y, 3 * (y + rng.normal(size=n)))
+
+    def statistic(rows, axis):
+        flat = rows.reshape(-1, rows.shape[-1])
+        weights = np.stack([np.bincount(drawn, minlength=n) for drawn in flat])
+        return scorer.replicates(name, weights).reshape(rows.shape[:-1])
+
+    got = intervals(scorer, [name], n_resamples=20_000)[name]
+    tail = stats.norm.cdf(-stats.t.ppf(0.975, n - 1) * np.sqrt(n / (n - 1)))
+    expected = stats.bootstrap(
+        (np.arange(n),), statistic, confidence_level=1 - 2 * tail, n_resamples=20_000, batch=2000, method="BCa", rng=1
+    ).confidence_interval
+    tolerance = 0.02 * (got.high - got.low)
+    assert got.low == pytest.approx(expected.low, abs=tolerance)
+    assert got.high == pytest.approx(expected.high, abs=tolerance)
+
+
+def test_many_groups_agree_with_delong():
+    rng = np.random.default_rng(6)
+    y = rng.integers(0, 2, 3000)
+    score = y + 2 * rng.normal(size=3000)
+    got = intervals(_scorer(y, score), ["auroc"], rng.permutation(3000))["auroc"]
+    error = np.sqrt(delong(y, score).covariance[0, 0])
+    assert (got.high - got.low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.1)
+
+
+def test_calibration_interval_reaches_down_where_resamples_go_up():
+    rng = np.random.default_rng(4)
+    p = rng.random(150)
+    scorer = Scorer("binary", (rng.random(150) < p).astype(int), np.c_[1 - p, p])
+    result = intervals(scorer, ["ece"])["ece"]
+    resampled = np.quantile(scorer.replicates("ece", group_weights(None, 150, 1000, rng)), 0.5)
+    assert resampled > result.value > 0.05
+    assert 0 <= result.low < 0.05
+    assert result.low < result.value <= result.high < resampled + 0.05
 
 
 def test_missing_or_misfit_groups():

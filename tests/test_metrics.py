@@ -184,6 +184,7 @@ def test_blocks_of_resamples_change_nothing(task, monkeypatch):
     together = scorer.replicates_many(NAMES[task], weights)
     columns = scorer.replicates_many(NAMES[task], np.asfortranarray(weights))
     monkeypatch.setattr("medprobe.probe.metrics._BLOCK", 40 * 5)
+    monkeypatch.setattr("medprobe.probe.metrics._MIN_STEP", 1)
     in_blocks = scorer.replicates_many(NAMES[task], weights)
     for name in NAMES[task]:
         np.testing.assert_allclose(in_blocks[name], together[name], rtol=1e-13, err_msg=name)
@@ -263,9 +264,14 @@ def test_single_precision_probabilities_clip_as_scikit_learn_does():
 
 
 def test_bins_close_on_the_right():
-    y = np.array([0, 1, 0, 1])
-    p = np.array([0.0, 0.2, 0.4, 1.0])
-    assert Scorer("binary", y, np.c_[1 - p, p]).value("ece") == pytest.approx(_ece(p, y))
+    edge = 10 / 15
+    p = np.array([0.0, 0.01, edge - 0.01, edge, edge + 0.01, 1.0])
+    y = np.array([0, 1, 1, 0, 1, 1])
+    proba = np.c_[1 - p, p]
+    assert Scorer("binary", y, proba).value("ece") == pytest.approx(_ece(p, y))
+    assert Scorer("multilabel", y[:, None], p[:, None]).value("ece") == pytest.approx(_ece(p, y))
+    top = proba.max(axis=1)
+    assert Scorer("ordinal", y, proba).value("ece") == pytest.approx(_ece(top, proba.argmax(axis=1) == y))
 
 
 def test_same_rows():

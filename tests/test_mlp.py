@@ -11,8 +11,9 @@ from sklearn.metrics import log_loss
 from sklearn.utils.estimator_checks import check_estimator
 
 from medprobe.errors import UsageError
+from medprobe.probe import mlp
 from medprobe.probe.mlp import MLPProbe, Setting, default_batch_size, default_grid, sweep_mlp
-from medprobe.probe.mlp_stack import probabilities, train
+from medprobe.probe.mlp_stack import _Stack, probabilities, train
 from medprobe.probe.targets import hold_out
 
 torch = pytest.importorskip("torch")
@@ -150,8 +151,6 @@ def test_dropout_takes_units_in_training_only():
 
 
 def test_dropout_keeps_the_mean_of_the_outputs():
-    from medprobe.probe.mlp_stack import _Stack
-
     stack = _Stack([Setting((400,), dropout=0.0), Setting((400,), dropout=0.4)], 5, 3, "cpu")
     X = torch.randn(1, 5, generator=torch.Generator().manual_seed(0)).repeat(4000, 1)
     with torch.no_grad():
@@ -179,11 +178,27 @@ def test_the_best_epoch_is_kept():
         losses = [row[i] for row in by_epoch]
         assert network.epochs == 1 + int(np.argmin(losses)) < 30
         assert loss(network) == pytest.approx(min(losses), rel=1e-4)
-        impatient = train(
-            X[rows], y[rows], grid, validation=(X[held_out], y[held_out]), max_epochs=30, patience=2, **settings
-        )[i]
-        stop = next(e for e in range(3, 31) if min(losses[e - 2 : e]) >= min(losses[: e - 2]))
-        assert impatient.epochs == 1 + int(np.argmin(losses[:stop]))
+        for patience in range(1, 6):
+            stop = next(e for e in range(1, 31) if e - 1 - int(np.argmin(losses[:e])) >= patience or e == 30)
+            impatient = train(
+                X[rows], y[rows], grid, validation=(X[held_out], y[held_out]), max_epochs=30, patience=patience,
+                **settings,
+            )[i]  # fmt: skip
+            assert impatient.epochs == 1 + int(np.argmin(losses[:stop])), patience
+
+
+def test_a_network_ends_after_so_many_epochs_without_a_lower_loss():
+    stack = _Stack([Setting((2,)), Setting((2,)), Setting((2,))], 5, 3, "cpu")
+    losses = iter([[1.0, 3.0, np.nan], [1.0, 2.0, np.nan], [0.5]])
+    active = []
+    for epoch in (1, 2):
+        stack.keep_best(epoch, np.array(next(losses)), patience=2)
+        active.append(list(stack.active))
+    assert active == [[0, 1, 2], [0, 1]]
+    stack.keep_best(3, np.array([1.5, 2.0]), patience=2)
+    assert list(stack.active) == [1]
+    stack.keep_best(4, np.array(next(losses)), patience=2)
+    assert [network.epochs for network in stack.trained()] == [1, 4, 0]
 
 
 def test_a_network_that_diverges_leaves_the_others_alone():
@@ -257,7 +272,7 @@ def test_default_grid():
     assert {setting.seed for setting in grid} == {7}
 
 
-@pytest.mark.parametrize(("n", "rows"), [(1, 32), (300, 32), (1000, 64), (20_000, 512), (100_000, 512)])
+@pytest.mark.parametrize(("n", "rows"), [(1, 32), (300, 32), (1000, 128), (20_000, 512), (100_000, 512)])
 def test_default_batch_size(n, rows):
     assert default_batch_size(n) == rows
 
@@ -306,6 +321,20 @@ def test_probe_holds_out_whole_groups():
     assert probe.fit(X, y).networks_[0].epochs < 40
     # There is nothing to hold out of one group, so nothing ends the training.
     assert probe.fit(X, y, groups=np.zeros(len(X))).networks_[0].epochs == 40
+
+
+def test_probe_does_not_train_on_the_rows_that_it_holds_out(monkeypatch):
+    seen = []
+
+    def spy(X, Y, *args, validation, **kwargs):
+        seen.extend([X, validation[0]])
+        return train(X, Y, *args, validation=validation, **kwargs)
+
+    monkeypatch.setattr(mlp, "train", spy)
+    X, y = classes()
+    MLPProbe(**SMALL, standardize=False, validation_fraction=0.2).fit(X, y)
+    assert [len(rows) for rows in seen] == [192, 48]
+    assert len(np.unique(np.vstack(seen), axis=0)) == 240
 
 
 def test_probe_standardises_by_the_training_rows():

@@ -1,5 +1,5 @@
 """The batch embedder: images once through each encoder, features into one store an encoder."""
 
-from medprobe.embed.run import EmbedReport, embed
+from medprobe._verbs import make_verb
 
-__all__ = ["EmbedReport", "embed"]
+make_verb(__name__)

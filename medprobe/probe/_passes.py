@@ -23,6 +23,9 @@ Floats = NDArray[np.floating[Any]]
 # Above this margin exp() is close to overflowing in float32, and the sums are formed relative to the largest margin.
 _LARGEST_MARGIN = 80.0
 _COPY_ROWS = 4096
+# OpenBLAS multiplies without packing below this many multiplications, up to three times faster when thin.
+_SMALL_PRODUCT = 10**6
+_THIN_COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,11 @@ def worker_threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-class LossPasses:
-    """Weighted logistic losses of all units over one feature matrix, with their gradients.
+class OrderedRows:
+    """The rows that count for any unit: centred, scaled, grouped by the folds they count for and sorted by class.
 
-    A unit is one (fold, label) pair: a row of `weights`. For class codes Y (n,) with `n_classes` > 2 the loss is the
-    multinomial one with logits relative to class 0 (`n_columns` = n_classes - 1 columns a problem); with two classes
-    and for multi-label Y (n, L) of 0 and 1 it is the binary one (one column). Y must be finite wherever a unit's
-    weight is not zero. Unit u has label u % L.
+    A unit is one (fold, label) pair: a row of `weights` (U, n); unit u has label u % L. Y holds class codes (n,) below
+    `n_classes`, or multi-label 0 and 1 (n, L).
     """
 
     def __init__(
@@ -58,31 +59,40 @@ class LossPasses:
         X: Floats,
         Y: NDArray[Any],
         weights: Floats,
-        *,
         n_classes: int,
-        center: NDArray[np.float64],
+        center: Floats,
+        scale: Floats,
         dtype: np.dtype[Any],
         pool: ThreadPoolExecutor,
     ) -> None:
+        self.n_classes = n_classes
+        self.n_labels = 1 if Y.ndim == 1 else Y.shape[1]
+        order, self.groups = _order_rows(Y if n_classes > 2 else None, weights, self.n_labels)
+        self.X = _ordered_copy(X, order, center, scale, dtype, pool)
+        self.weights = weights[:, order].astype(dtype)
+        self.labels = Y[order].reshape(order.size, self.n_labels).T
+
+
+class LossPasses:
+    """Weighted logistic losses of problems over the same rows, with their gradients.
+
+    With more than two classes the loss is the multinomial one with logits relative to class 0, n_classes - 1 columns
+    (k) a problem; otherwise it is the binary one, one column.
+    """
+
+    def __init__(self, rows: OrderedRows, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
         self._threads: int = pool._max_workers
-        self.n_columns = max(n_classes - 1, 1)
-        self._softmax = n_classes > 2
-        self._n_labels = 1 if Y.ndim == 1 else Y.shape[1]
-        order, self._groups = _order_rows(Y if self._softmax else None, weights, self._n_labels)
-        self._weights = weights[:, order].astype(dtype)
-        self._X = _ordered_copy(X, order, center, dtype, pool)
+        self._X, self._weights, self._groups = rows.X, rows.weights, rows.groups
+        self._n_labels = rows.n_labels
+        self.dtype = rows.X.dtype
+        self.n_columns = max(rows.n_classes - 1, 1)
+        self._softmax = rows.n_classes > 2
         if self._softmax:
-            self._codes = Y[order]
+            self._codes = rows.labels[0]
             self._bounds = np.flatnonzero(np.diff(self._codes)) + 1
         else:
-            labels = Y[order].reshape(order.size, self._n_labels).T
-            self._signs = np.where(labels > 0, -1, 1).astype(dtype)
-
-    @property
-    def features(self) -> Floats:
-        """The rows that count, centred, in the order of the passes; (m, D)."""
-        return self._X
+            self._signs = np.where(rows.labels > 0, -1, 1).astype(self.dtype)
 
     def __call__(
         self, W: Floats, b: Floats, units: NDArray[np.intp]
@@ -124,7 +134,7 @@ class LossPasses:
         loss = np.zeros(units.size)
         G = np.zeros(W.shape)
         gb = np.zeros(W.shape[0])
-        block_rows = int(np.clip(2**18 // W.shape[0], 64, 1024))
+        block_rows = _block_rows(*W.shape)
         margins = self._multinomial if self._softmax else self._binary
         for first in range(start, stop, block_rows):
             rows = slice(first, min(first + block_rows, stop))
@@ -203,9 +213,14 @@ class LossPasses:
         return summed
 
 
-def _order_rows(
-    codes: NDArray[Any] | None, weights: Floats, n_labels: int
-) -> tuple[NDArray[np.intp], list[_Group]]:
+def _block_rows(n_columns: int, D: int) -> int:
+    """Rows of a block: what keeps logits in the cache, and thin products small enough for BLAS's own small kernels."""
+    if n_columns <= _THIN_COLUMNS:
+        return int(np.clip(_SMALL_PRODUCT // (n_columns * D), 64, 1024))
+    return int(np.clip(2**18 // n_columns, 64, 1024))
+
+
+def _order_rows(codes: NDArray[Any] | None, weights: Floats, n_labels: int) -> tuple[NDArray[np.intp], list[_Group]]:
     """The rows that count for any unit, grouped by the folds they count for and sorted by code, with their groups."""
     n = weights.shape[1]
     in_fold = (weights.reshape(-1, n_labels, n) != 0).any(axis=1)
@@ -228,23 +243,32 @@ def _order_rows(
     return rows, groups
 
 
+def centre_and_scale(block: Floats, center: Floats, scale: Floats) -> Floats:
+    """(block - center) / scale, in the block's own dtype."""
+    out: Floats = block - center.astype(block.dtype)
+    out /= scale.astype(block.dtype)
+    return out
+
+
 def _ordered_copy(
     X: Floats,
     order: NDArray[np.intp],
-    center: NDArray[np.float64],
+    center: Floats,
+    scale: Floats,
     dtype: np.dtype[Any],
     pool: ThreadPoolExecutor,
 ) -> Floats:
-    """Rows `order` of X less `center` in `dtype`; X itself where that changes nothing."""
+    """Rows `order` of X, centred and scaled, in `dtype`; X itself where that changes nothing."""
     whole = order.size == X.shape[0] and bool((order == np.arange(order.size)).all())
-    if whole and dtype == X.dtype and X.flags.c_contiguous and not center.any():
+    as_is = not center.any() and bool((scale == 1).all())
+    if whole and as_is and dtype == X.dtype and X.flags.c_contiguous:
         return X
     out = np.empty((order.size, X.shape[1]), dtype=dtype)
 
     def copy(start: int) -> None:
         rows = slice(start, start + _COPY_ROWS)
         block = X[order[rows]]
-        out[rows] = block - center if center.any() else block
+        out[rows] = block if as_is else centre_and_scale(block, center, scale)
 
     list(pool.map(copy, range(0, order.size, _COPY_ROWS)))
     return out

@@ -6,9 +6,11 @@ variance with its degrees of freedom (Hesterberg, The American Statistician 2015
 their class: to keep the number of groups of each class would take away the variation of the case mix, which accuracy,
 average precision, Brier score and log loss feel. ``benchmarks/bootstrap.py --coverage`` simulates both choices.
 
-Two limits. The calibration error is biased upwards, in resamples more than in the data, so that its interval is the
-reflected one (the value minus the resampled deviations), and covers too seldom below some 200 groups. And resampling
-cannot show errors that the data do not have: a perfect score has the interval [1, 1] whatever the number of patients.
+Three limits. The calibration error is biased upwards, in resamples more than in the data, so that its interval is the
+reflected one (the value minus the resampled deviations, down to 0 and up to at least the value), and covers too seldom
+below some 200 groups. With fewer than ten or so groups of a class, an interval of 95 % covers 85 to 93 % where that
+class counts. And resampling cannot show errors that the data do not have: a perfect score has the interval [1, 1]
+whatever the number of patients.
 
 """
 
@@ -27,8 +29,9 @@ from medprobe.probe.metrics import Scorer
 
 Floats = NDArray[np.float64]
 
-# Doubles in one block of weights, which is all that is kept of them.
-_BLOCK = 2**22
+# Doubles in one block of weights, which is all that is kept of them: few enough for the processor's cache.
+_BLOCK = 2**18
+_MIN_STEP = 32
 # Groups are left out one by one up to this number, above it in as many parts: the acceleration hardly changes.
 _JACKKNIFE_PARTS = 200
 
@@ -119,13 +122,7 @@ def group_weights(
     strata = np.zeros(n_groups) if strata is None else np.asarray(strata)
     if strata.shape != (n_groups,):
         raise DataError(f"strata has one entry for each of the {n_groups} groups, not shape {strata.shape}")
-    _, first, stratum, sizes = np.unique(np.sort(strata), return_index=True, return_inverse=True, return_counts=True)
-    places = first[stratum] + (rng.random((n_resamples, n_groups)) * sizes[stratum]).astype(np.intp)
-    drawn = np.argsort(strata, kind="stable")[places]
-    flat = drawn * n_resamples + np.arange(n_resamples)[:, None]
-    counts = np.bincount(flat.ravel(), minlength=n_groups * n_resamples).reshape(n_groups, n_resamples)
-    weights: Floats = counts.astype(np.float64)[codes].T
-    return weights
+    return _draw(codes, strata, n_resamples, rng)
 
 
 def intervals(
@@ -155,14 +152,15 @@ def intervals(
     codes, n_groups = _group_codes(groups, scorer.n_rows)
     values = scorer.replicates_many(names, np.ones((1, scorer.n_rows)))
     left_out = scorer.replicates_many(names, _jackknife(codes, n_groups, seed))
-    blocks = [scorer.replicates_many(names, w) for w in _resamples(codes, n_resamples, seed)]
+    blocks = [scorer.replicates_many(names, w) for w in _resamples(codes, n_groups, n_resamples, seed)]
     result = {}
-    for name, (value,) in values.items():
+    for name in values:
+        value = float(values[name][0])
         replicates = np.concatenate([block[name] for block in blocks])
         low, high, degenerate = _ends(name, value, replicates, left_out[name], n_groups, level)
-        if name == "ece":
-            low = max(low, 0.0) if np.isfinite(low) else low
-        result[name] = Interval(float(value), low, high, n_resamples, degenerate)
+        if name == "ece" and low < 0:
+            low = 0.0
+        result[name] = Interval(value, low, high, n_resamples, degenerate)
     return result
 
 
@@ -205,7 +203,7 @@ def paired_difference(
         return scorer_a.replicates(name, weights) - scorer_b.replicates(name, weights)
 
     difference = float(differences(np.ones((1, scorer_a.n_rows)))[0])
-    replicates = np.concatenate([differences(w) for w in _resamples(codes, n_resamples, seed)])
+    replicates = np.concatenate([differences(w) for w in _resamples(codes, n_groups, n_resamples, seed)])
     left_out = differences(_jackknife(codes, n_groups, seed))
     low, high, degenerate = _ends(name, difference, replicates, left_out, n_groups, level)
     p_value = float("nan")
@@ -267,12 +265,23 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted
 
 
-def _resamples(codes: NDArray[Any], n_resamples: int, seed: int) -> Iterator[Floats]:
+def _draw(codes: NDArray[Any], strata: NDArray[Any], n_resamples: int, rng: np.random.Generator) -> Floats:
+    n_groups = len(strata)
+    _, first, stratum, sizes = np.unique(np.sort(strata), return_index=True, return_inverse=True, return_counts=True)
+    places = first[stratum] + (rng.random((n_resamples, n_groups)) * sizes[stratum]).astype(np.intp)
+    drawn = np.argsort(strata, kind="stable")[places]
+    flat = drawn * n_resamples + np.arange(n_resamples)[:, None]
+    counts = np.bincount(flat.ravel(), minlength=n_groups * n_resamples).reshape(n_groups, n_resamples)
+    weights: Floats = counts.astype(np.float64)[codes].T
+    return weights
+
+
+def _resamples(codes: NDArray[Any], n_groups: int, n_resamples: int, seed: int) -> Iterator[Floats]:
     """Yield the weights of the resamples in blocks that bound the memory."""
     rng = np.random.default_rng(seed)
-    step = max(1, _BLOCK // len(codes))
+    step = max(_MIN_STEP, _BLOCK // len(codes))
     for start in range(0, n_resamples, step):
-        yield group_weights(codes, len(codes), min(step, n_resamples - start), rng)
+        yield _draw(codes, np.zeros(n_groups, dtype=np.int64), min(step, n_resamples - start), rng)
 
 
 def _jackknife(codes: NDArray[Any], n_groups: int, seed: int) -> NDArray[np.bool_]:
@@ -294,7 +303,7 @@ def _ends(
     tail = stats.t.ppf((1 + level) / 2, n_groups - 1) * np.sqrt(n_groups / (n_groups - 1))
     if name == "ece":
         high, low = 2 * value - np.quantile(kept, stats.norm.cdf([-tail, tail]))
-        return float(low), float(high), degenerate
+        return min(float(low), value), max(float(high), value), degenerate
     below = np.mean(kept < value) + np.mean(kept == value) / 2
     bias = stats.norm.ppf(np.clip(below, 1 / (len(kept) + 1), len(kept) / (len(kept) + 1)))
     pull = np.nanmean(left_out) - left_out[np.isfinite(left_out)] if np.isfinite(left_out).any() else np.zeros(1)

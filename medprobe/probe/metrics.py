@@ -32,21 +32,14 @@ TASKS = ("binary", "multiclass", "ordinal", "multilabel")
 
 _ECE_BINS = 15
 
-# Doubles in one block of weights: its working set stays in the processor's cache.
-_BLOCK = 2**17
+# Doubles in one block of weights: few enough for the processor's cache.
+_BLOCK = 2**18
+_MIN_STEP = 32
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric is called, where it is defined and how to read it.
-
-    Attributes:
-        name: Name in results and on the command line.
-        tasks: Tasks for which it is defined.
-        higher_is_better: False for losses.
-        description: Its definition, in one line.
-
-    """
+    """A metric: its name in results and commands, the tasks that it is defined for, and its definition in one line."""
 
     name: str
     tasks: tuple[str, ...]
@@ -196,7 +189,7 @@ class Scorer:
             raise DataError(f"the weights of {self.n_rows} rows have shape (B, {self.n_rows}), not {weights.shape}")
         out = {name: np.empty(len(weights)) for name in names}
         evaluate = self._label_metrics if self.task == "multilabel" else self._class_metrics
-        step = max(1, _BLOCK // max(self.n_rows, self.n_columns**2))
+        step = max(_MIN_STEP, _BLOCK // max(self.n_rows, self.n_columns**2))
         with np.errstate(divide="ignore", invalid="ignore"):
             for start in range(0, len(weights), step):
                 columns = np.ascontiguousarray(weights[start : start + step].T, dtype=np.float64)
@@ -259,18 +252,21 @@ class Scorer:
         wanted = [name for name in ("auroc", "average_precision") if name in names]
         out = {name: np.full((max(1, len(self._rankings)), weights.shape[1]), np.nan) for name in wanted}
         for row, ranking in enumerate(self._rankings if wanted else ()):
-            positives, negatives = ranking.positives @ weights, np.cumsum(ranking.negatives @ weights, axis=0)
+            positives, negatives = ranking.positives @ weights, ranking.negatives @ weights
+            np.cumsum(negatives, axis=0, out=negatives)
             all_positives, all_negatives = positives.sum(axis=0), negatives[-1]
             above = negatives[:-1]
             if "auroc" in wanted:
-                beaten = np.einsum("tb,tb->b", positives, all_negatives - above)
+                pairs = all_positives * all_negatives
+                lost = np.einsum("tb,tb->b", positives, above)
                 if ranking.ties is not None:
-                    beaten += 0.5 * np.einsum("tb,tb->b", positives, ranking.ties @ weights)
-                out["auroc"][row] = beaten / (all_positives * all_negatives)
+                    lost -= 0.5 * np.einsum("tb,tb->b", positives, ranking.ties @ weights)
+                out["auroc"][row] = (pairs - lost) / pairs
             if "average_precision" in wanted:
                 found = np.cumsum(positives, axis=0)
                 # Nothing drawn so far: no step in recall either, so any precision will do.
-                precision = found / np.maximum(found + above, 1.0)
+                called = np.add(found, above, out=above)
+                precision = np.divide(found, np.maximum(called, 1.0, out=called), out=found)
                 area = np.einsum("tb,tb->b", positives, precision) / all_positives
                 out["average_precision"][row] = np.where(all_negatives > 0, area, np.nan)
         return out

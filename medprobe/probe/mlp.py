@@ -29,8 +29,8 @@ def default_grid(seed: int = 0) -> list[Setting]:
 
 
 def default_batch_size(n: int) -> int:
-    """Return the rows of a step for n training rows: about n / 16, a power of two between 32 and 512."""
-    return int(np.clip(2 ** round(np.log2(max(n, 1) / 16)), 32, 512))
+    """Return the rows of a step for n training rows: about n / 8, a power of two between 32 and 512."""
+    return int(np.clip(2 ** round(np.log2(max(n, 1) / 8)), 32, 512))
 
 
 def sweep_mlp(

@@ -18,11 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import helmert
 
 from medprobe.probe._lbfgs import minimise
-from medprobe.probe._passes import Floats, LossPasses, worker_threads
+from medprobe.probe._passes import Floats, LossPasses, OrderedRows, centre_and_scale, worker_threads
 
 # L-BFGS keeps some 30 float64 arrays of a batch's coefficients: this many of them make 0.5 GB.
 _BATCH_COEFFICIENTS = 2**21
-_GRAM_ROWS = 8192
+_GRAM_ROWS = 2048
 # Log odds given to a class without a training row, whose best intercept is minus infinity.
 _ABSENT = -30.0
 # Features with means below this are not centred: it would gain nothing and cost a copy.
@@ -42,26 +42,33 @@ class Spectrum:
     eigenvectors: NDArray[np.float64]
 
     @classmethod
-    def of(cls, X: Floats, rows: NDArray[np.intp] | None = None, dtype: str = "float32") -> Spectrum:
-        """Spectrum of X (n, D), or of some of its rows; r = min(rows, D).
+    def of(
+        cls,
+        X: Floats,
+        rows: NDArray[np.intp] | None = None,
+        scale: Floats | None = None,
+        dtype: str = "float32",
+    ) -> Spectrum:
+        """Spectrum of X (n, D), or of some of its rows, with columns divided by `scale` (D,); r = min(rows, D).
 
         Products of blocks are taken in `dtype` and summed in float64.
         """
         index = np.arange(X.shape[0]) if rows is None else rows
-        D = X.shape[1]
-        mean = np.zeros(D)
-        for start in range(0, index.size, _GRAM_ROWS):
-            mean += X[index[start : start + _GRAM_ROWS]].sum(axis=0, dtype=np.float64)
-        mean /= index.size
-        if index.size < D:
-            _, singular, Vt = np.linalg.svd(X[index].astype(np.float64) - mean, full_matrices=False)
-            return cls(mean, singular**2 / index.size, np.ascontiguousarray(Vt.T))
-        gram = np.zeros((D, D))
-        for start in range(0, index.size, _GRAM_ROWS):
-            block = (X[index[start : start + _GRAM_ROWS]] - mean).astype(dtype)
-            gram += block.T @ block
-        eigenvalues, eigenvectors = np.linalg.eigh(gram / index.size)
-        return cls(mean, np.maximum(eigenvalues, 0), eigenvectors)
+        n, D = index.size, X.shape[1]
+        unit = np.ones(D) if scale is None else scale
+        blocks = [index[start : start + _GRAM_ROWS] for start in range(0, n, _GRAM_ROWS)]
+        with worker_threads() as pool:
+            mean = sum(pool.map(lambda rows: X[rows].sum(axis=0, dtype=np.float64), blocks), np.zeros(D)) / n
+            if n >= D:
+
+                def gram(rows: NDArray[np.intp]) -> Floats:
+                    block = centre_and_scale(X[rows], mean, unit).astype(dtype, copy=False)
+                    return block.T @ block
+
+                eigenvalues, eigenvectors = np.linalg.eigh(sum(pool.map(gram, blocks), np.zeros((D, D))) / n)
+                return cls(mean / unit, np.maximum(eigenvalues, 0), eigenvectors)
+        _, singular, Vt = np.linalg.svd((X[index].astype(np.float64) - mean) / unit, full_matrices=False)
+        return cls(mean / unit, singular**2 / n, np.ascontiguousarray(Vt.T))
 
 
 @dataclass(frozen=True)
@@ -99,8 +106,8 @@ def solve_path(
     X is (n, D). Y is (n,) class codes below `n_classes` (default: the largest plus one; two classes are one logit,
     more a softmax), or (n, L) of 0, 1 and NaN: L independent labels, NaN rows left out. `sample_weight` is (n,), or
     (F, n) with one row a fold, or (F, L, n). `scales` (F, D) standardises per fold: fold f is fitted on X / scales[f],
-    and the coefficients returned are those of X. `spectrum` is Spectrum.of(X) or that of similar rows, and saves its
-    time. `dtype` is that of the passes over rows. A problem has converged when the estimated distance of its objective
+    and the coefficients returned are those of X. `spectrum` is that of X / scales[0] or of similar rows, and saves
+    its time. `dtype` is that of the passes over rows. A problem has converged when the estimated distance of its objective
     to the minimum is below `tol` times the smaller of the objective and its decrease from the constant model.
 
     Raises ValueError when all weights are zero or a class code is not below `n_classes`.
@@ -117,10 +124,11 @@ def solve_path(
     counted = np.flatnonzero(weights.any(axis=0))
     if counted.size == 0:
         raise ValueError("Every row has weight zero: there is nothing to fit.")
+    scale = np.ones(X.shape[1]) if scales is None else scales[0]
     if spectrum is None:
-        spectrum = Spectrum.of(X, counted, dtype)
-    center = spectrum.mean
-    if np.abs(center).max(initial=0) < _CENTRED:
+        spectrum = Spectrum.of(X, counted, scale, dtype)
+    center = (spectrum.mean * scale).astype(X.dtype)
+    if scales is None and np.abs(center).max(initial=0) < _CENTRED:
         center = np.zeros_like(center)
     shape = (weights.shape[0] // n_labels, penalty.size, n_labels)
     fold, which_C, label = (index.ravel() for index in np.indices(shape))
@@ -133,15 +141,17 @@ def solve_path(
     n_iter, converged = np.empty(unit.size, dtype=np.intp), np.empty(unit.size, dtype=bool)
     batch_size = max(1, _BATCH_COEFFICIENTS // (k * (spectrum.eigenvalues.size + 1)))
     with worker_threads() as pool:
-        passes = LossPasses(X, Y, weights, n_classes=n_classes, center=center, dtype=np.dtype(dtype), pool=pool)
+        rows = OrderedRows(X, Y, weights, n_classes, center, scale, np.dtype(dtype), pool)
+        passes = LossPasses(rows, pool)
         for first in range(0, unit.size, batch_size):
             part = slice(first, first + batch_size)
-            scale = None if scales is None else scales[fold[part]]
-            problems = _Problems(passes, spectrum, units, unit[part], penalty[which_C[part]], scale)
+            relative = None if scales is None or len(scales) == 1 else scales[fold[part]] / scale
+            problems = _Problems(passes, spectrum, units, unit[part], penalty[which_C[part]], relative)
             found = minimise(problems, tol=tol, max_iter=max_iter)
             coef[part], intercept[part] = problems.coefficients(found.x)
             objective[part], grad_norm[part] = found.f, found.grad_norm
             n_iter[part], converged[part] = found.n_iter, found.converged
+    coef /= scale
     intercept -= coef @ center
     if Y.ndim == 2:
         return PathSolution(
@@ -235,7 +245,7 @@ class _Problems:
         variance = np.append(spectrum.eigenvalues, 1.0)
         size = unit.size
         self._shape = (units.coded.shape[1], variance.size)
-        self.noise = float(np.finfo(passes.features.dtype).eps)
+        self.noise = float(np.finfo(passes.dtype).eps)
         self.ridge = np.tile(np.arange(variance.size) < variance.size - 1, self._shape[0])
         curvature = (penalty[:, None] * units.curvature[unit])[:, :, None] * variance
         self.curvature = curvature.reshape(size, -1)
@@ -261,7 +271,7 @@ class _Problems:
     def coefficients(self, x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Coefficients (P, K, D) of the centred features and intercepts (P, K)."""
         theta = self._units.classes[self._unit] @ x.reshape(-1, *self._shape)
-        coef = theta[:, :, :-1] @ self._vectors.T
+        coef = _rotate(theta[:, :, :-1], self._vectors.T)
         if self._scale is not None:
             coef /= self._scale[:, None, :]
         return coef, theta[:, :, -1]
@@ -273,13 +283,19 @@ class _Problems:
         unit = self._unit[problems]
         coded = self._units.coded[unit]
         theta = coded @ x.reshape(-1, *self._shape)
-        W = theta[:, :, :-1] @ self._vectors.T
+        W = _rotate(theta[:, :, :-1], self._vectors.T)
         if self._scale is not None:
             W /= self._scale[problems, None, :]
         loss, G, gb = self._passes(W.swapaxes(0, 1), theta[:, :, -1].T, unit)
         G = G.swapaxes(0, 1)
         if self._scale is not None:
             G = G / self._scale[problems, None, :]
-        gradient = np.concatenate([G @ self._vectors, gb.T[:, :, None]], axis=2)
+        gradient = np.concatenate([_rotate(G, self._vectors), gb.T[:, :, None]], axis=2)
         back = coded.swapaxes(1, 2) @ gradient
         return loss, back.reshape(problems.size, -1)
+
+
+def _rotate(a: Floats, matrix: Floats) -> Floats:
+    """a @ matrix for a (P, k, D), as one product instead of P thin ones."""
+    flat = a.reshape(-1, a.shape[-1]) @ matrix
+    return flat.reshape(*a.shape[:-1], -1)

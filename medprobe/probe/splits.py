@@ -102,7 +102,9 @@ def folds(
     available = n_groups(groups, len(y))
     if not 2 <= n_folds <= available:
         unit = "images" if groups is None else "groups"
-        raise UsageError(f"{flag}: {n_folds} folds of {available} {unit} cannot be made; take between 2 and {available}")
+        raise UsageError(
+            f"{flag}: {n_folds} folds of {available} {unit} cannot be made; take between 2 and {available}"
+        )
     multilabel = y.ndim > 1
     if not multilabel:  # scikit-learn refuses to stratify when every class is rarer than there are folds
         multilabel = int(np.bincount(y).max()) < n_folds

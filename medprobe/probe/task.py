@@ -55,7 +55,9 @@ def target_of(samples: pd.DataFrame, name: str, *, ordinal: bool = False) -> Tar
     columns = _columns(samples, name)
     if len(columns) > 1:
         if ordinal:
-            raise UsageError(f"--target {name}: quadratic_kappa is for one column of grades, not for {len(columns)} labels")
+            raise UsageError(
+                f"--target {name}: quadratic_kappa is for one column of grades, not for {len(columns)} labels"
+            )
         return _labels(samples, name, columns)
     column = samples[columns[0]]
     present = ~_missing(column)
@@ -65,14 +67,18 @@ def target_of(samples: pd.DataFrame, name: str, *, ordinal: bool = False) -> Tar
     numeric = pd.api.types.is_numeric_dtype(values.dtype)
     found, codes = np.unique(values.to_numpy(dtype="float64" if numeric else object), return_inverse=True)
     if len(found) < 2:
-        raise DataError(f"--target {name}: there is only one class ({_class_name(found[0])}) among {len(values)} samples")
+        raise DataError(
+            f"--target {name}: there is only one class ({_class_name(found[0])}) among {len(values)} samples"
+        )
     if len(found) > _MOST_CLASSES and (numeric or len(found) > len(values) / 2):
         raise DataError(
             f"--target {name}: {len(found)} different values among {len(values)} samples are not classes; "
             "put them into ranges, or name another column"
         )
     if ordinal and not numeric:
-        raise UsageError(f"--target {name}: quadratic_kappa needs grades that are numbers; code the classes as 0, 1, 2, ...")
+        raise UsageError(
+            f"--target {name}: quadratic_kappa needs grades that are numbers; code the classes as 0, 1, 2, ..."
+        )
     task = "ordinal" if ordinal else ("binary" if len(found) == 2 else "multiclass")
     return Target(name, task, np.flatnonzero(present), codes.astype(np.int64), tuple(_class_name(v) for v in found))
 

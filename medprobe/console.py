@@ -1,0 +1,202 @@
+"""What a person sees in a terminal: progress, leaderboards, the description of a store."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from medprobe.results import Row, ranked
+
+if TYPE_CHECKING:
+    from medprobe.embed.pipeline import Progress
+    from medprobe.store import FeatureStore
+
+_PLAIN_WIDTH = 150
+_PLAIN_SECONDS = 10.0
+
+METRIC_NAMES = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "balanced_accuracy": "balanced accuracy",
+    "quadratic_kappa": "quadratic kappa",
+    "macro_f1": "macro F1",
+    "macro_recall": "macro recall",
+    "log_loss": "log loss",
+    "brier": "Brier score",
+    "ece": "calibration error",
+}
+
+
+def console() -> Console:
+    """Return a console on stdout; wide where nobody watches, so that nothing is cut off in a file."""
+    return Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
+
+
+class ProgressLine:
+    """Progress of an embedding: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._bar: Any = None
+        self._task: Any = None
+        self._started = self._said = time.monotonic()
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, progress: Progress) -> None:
+        """Show how far the embedding has come."""
+        if self._quiet:
+            return
+        if sys.stderr.isatty():
+            self._update_bar(progress)
+        elif time.monotonic() - self._said > _PLAIN_SECONDS:
+            self._said = time.monotonic()
+            rate = progress.done / (self._said - self._started)
+            left = (progress.total - progress.done) / rate if rate else math.inf
+            failed = f", {progress.failures} failed" if progress.failures else ""
+            print(f"{progress.done}/{progress.total} images, {rate:.0f}/s, {left:.0f} s left{failed}", file=sys.stderr)
+
+    def _update_bar(self, progress: Progress) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        if self._bar is None:
+            self._bar = Bar(
+                TextColumn("embedding"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]:.0f} images/s"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[shares]}"),
+                TextColumn("[red]{task.fields[failed]}"),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("embed", total=progress.total, rate=0.0, failed="", shares="")
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        shares = f"reading {progress.reading / seconds:.0%}, encoding {progress.encoding / seconds:.0%}"
+        failed = f"{progress.failures} failed" if progress.failures else ""
+        self._bar.update(self._task, completed=progress.done, rate=progress.done / seconds, failed=failed, shares=shares)
+
+
+def leaderboard_tables(rows: Iterable[Row]) -> list[Table]:
+    """Return a table for each question: encoders and probes, the best first, each with its interval."""
+    tables = []
+    for (target, metric, split), ranking in ranked(rows).items():
+        name = METRIC_NAMES.get(metric, metric)
+        unit = ranking[0].group or "image"
+        table = Table(title=f"{target}: {name} on {split}", title_justify="left", title_style="bold")
+        table.add_column("#", justify="right")
+        for column in ("encoder", "view", "probe"):
+            table.add_column(column, overflow="fold")
+        table.add_column(name, justify="right", style="bold")
+        table.add_column(f"{ranking[0].ci_level:.0%} interval", justify="right", no_wrap=True)
+        table.add_column("tested images", justify="right")
+        if unit != "image":
+            table.add_column(f"{unit} groups" if unit in {"group"} else f"{unit}s", justify="right")
+        table.add_column("trained on", justify="right")
+        table.add_column("settings", overflow="fold")
+        for place, row in enumerate(ranking, 1):
+            groups = [str(row.n_groups)] if unit != "image" else []
+            interval = "not defined" if math.isnan(row.ci_low) else f"{row.ci_low:.3f} to {row.ci_high:.3f}"
+            table.add_row(
+                str(place), row.encoder, row.view, row.probe, f"{row.value:.3f}", interval,
+                str(row.n_images), *groups, str(row.n_train), describe_settings(row.settings),
+            )  # fmt: skip
+        tables.append(table)
+    return tables
+
+
+def print_leaderboard(rows: list[Row], to: Console | None = None) -> None:
+    """Print the leaderboards of result rows, and what has to be known about them."""
+    to = to or console()
+    for table in leaderboard_tables(rows):
+        to.print(table)
+    for note in dict.fromkeys(note for row in rows if row.primary for note in row.notes):
+        to.print(f"note: {note}", style="yellow", markup=False)
+    failed = {row.encoder: row.n_failed for row in rows if row.n_failed}
+    for encoder, count in failed.items():
+        to.print(f"note: {encoder}: {count} images without features take no part", style="yellow", markup=False)
+
+
+def describe_settings(settings: Any) -> str:
+    """Return settings as short text; of folds, each distinct value once."""
+    if isinstance(settings, Mapping):
+        return ", ".join(f"{k}={_short(v)}" for k, v in settings.items() if v is not None and k not in {"seed", "weights"})
+    merged: dict[str, list[str]] = {}
+    for fold in settings:
+        for key, value in fold.items():
+            if value is not None and key not in {"seed", "weights"}:
+                merged.setdefault(key, []).append(_short(value))
+    return ", ".join(f"{k}={'|'.join(dict.fromkeys(v))}" for k, v in merged.items())
+
+
+def print_info(store: FeatureStore, *, as_json: bool) -> None:
+    """Print what a store holds, what it was made with, and what failed."""
+    plan, failures = store.plan, store.failures
+    size = sum(path.stat().st_size for path in store.path.rglob("*") if path.is_file())
+    facts = {
+        "encoder": store.encoder,
+        "samples": plan.rows,
+        "blocks": f"{plan.n_blocks - len(store.missing_blocks)} of {plan.n_blocks} complete, {plan.block_rows} rows each",
+        "failures": len(failures),
+        "views": {view: f"{width} x {plan.dtypes[view]}" for view, width in store.views.items()},
+        "default view": plan.default_view,
+        "precision": plan.precision,
+        "columns": [c for c in store.manifest.columns if c != "id"],
+        "roles": dict(store.roles),
+        "megabytes": round(size / 1e6, 1),
+        "fingerprint": plan.fingerprint,
+        "weights": plan.encoder["weights_sha256"],
+        "preprocessing": plan.encoder["preprocess"],
+        "card": dict(store.card),
+        "versions": dict(store.versions),
+    }
+    if as_json:
+        records = failures.to_dict(orient="records")
+        print(json.dumps({**facts, "path": str(store.path), "failures": records}, indent=1, default=str))
+        return
+    print_pairs(str(store.path), "", {key: _lines(value) for key, value in facts.items()})
+    if len(failures):
+        table = Table(title="images without features", title_justify="left")
+        for column in ("id", "stage", "reason"):
+            table.add_column(column, overflow="fold")
+        for row in failures.head(20).itertuples():
+            table.add_row(str(row.id), str(row.stage), str(row.reason))
+        console().print(table)
+        if len(failures) > 20:
+            print(f"... and {len(failures) - 20} more (--json lists all)")
+
+
+def print_pairs(first: str, second: str, pairs: Mapping[str, str]) -> None:
+    """Print a table of two columns."""
+    table = Table(title_justify="left")
+    table.add_column(first, no_wrap=True)
+    table.add_column(second, overflow="fold")
+    for key, value in pairs.items():
+        table.add_row(key, value)
+    console().print(table)
+
+
+def _lines(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "\n".join(f"{k}: {v}" for k, v in value.items() if v not in ("", None))
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,277 @@
+"""``probe``: from stores and a target to result rows."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medprobe.errors import DataError, UsageError
+from medprobe.probe.bootstrap import intervals
+from medprobe.probe.families import FAMILIES, Family, family
+from medprobe.probe.metrics import METRICS, Scorer, check_metrics, default_metrics, primary_metric
+from medprobe.probe.splits import Part, Split, fold_split, given_split, hold_out_split, inner_folds, n_groups
+from medprobe.probe.targets import Floats
+from medprobe.probe.task import Target, target_of
+from medprobe.results import Row
+from medprobe.store import FeatureStore, open_store
+
+log = logging.getLogger("medprobe")
+
+DEFAULT_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What is asked of one store: rows of its features, targets, patients and how they are split."""
+
+    target: Target
+    groups: np.ndarray | None
+    group: str
+    split: Split
+    metrics: tuple[str, ...]
+    primary: str
+
+
+def probe(
+    stores: str | os.PathLike[str] | FeatureStore | Sequence[str | os.PathLike[str] | FeatureStore],
+    target: str | None = None,
+    *,
+    probes: Sequence[str] = tuple(FAMILIES),
+    view: str | None = None,
+    metric: str | None = None,
+    group: str | None = None,
+    split_col: str | None = None,
+    n_folds: int | None = None,
+    test_size: float | None = None,
+    n_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    partial: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> list[Row]:
+    """Return a row for each metric of each probe on each store.
+
+    Settings are chosen by the primary metric on validation rows, or on inner folds of the training rows; then the probe is
+    fitted to training and validation rows together, and only then it sees the test rows. Features are standardised on the
+    rows that a probe is fitted to. Groups (patients) stay on one side of every split, and the intervals resample groups.
+
+    Args:
+        stores: Stores, or their paths.
+        target: Column to predict; see :func:`~medprobe.probe.task.target_of`. The recorded label column by default.
+        probes: Any of ``logreg``, ``knn``, ``mlp``.
+        view: Name of the view; each encoder's default one unless given.
+        metric: Primary metric; ``quadratic_kappa`` makes the target ordinal.
+        group: Column of patients; the recorded one by default, ``"none"`` for no grouping.
+        split_col: Column with train, val and test; the recorded one by default unless folds or a test size are given.
+        n_folds: Test every image once, in that many folds.
+        test_size: Share of the images to hold out for testing.
+        n_resamples: Bootstrap resamples.
+        level: Coverage of the intervals.
+        seed: Seed of splits, probes and resamples.
+        partial: Use the finished blocks of a store that is not complete.
+        progress: Called with a line on what is being done.
+
+    Raises:
+        UsageError: A name or number cannot work.
+        DataError: A store is incomplete or damaged, a target is unusable, or a group is on both sides of a split.
+
+    """
+    several = [stores] if isinstance(stores, str | os.PathLike | FeatureStore) else list(stores)
+    families = [family(name) for name in dict.fromkeys(probes)]
+    if n_folds is not None and test_size is not None:
+        raise UsageError("--folds and --test-size: give one of them")
+    rows: list[Row] = []
+    for store in (s if isinstance(s, FeatureStore) else open_store(s, partial=partial) for s in several):
+        question = _ask(store, target, metric, group, split_col, n_folds, test_size, seed)
+        X = store.features(view)[question.target.rows]
+        for each in families:
+            if progress is not None:
+                progress(f"{store.encoder}: {each.name} on {question.target.name} ({question.split.name})")
+            rows += _probe_one(store, X, view or store.plan.default_view, each, question, n_resamples, level, seed)
+    return rows
+
+
+def _ask(
+    store: FeatureStore,
+    target: str | None,
+    metric: str | None,
+    group: str | None,
+    split_col: str | None,
+    n_folds: int | None,
+    test_size: float | None,
+    seed: int,
+) -> _Question:
+    samples = store.samples
+    if not len(samples):
+        raise DataError(f"{store.path}: no sample has features")
+    columns = [c for c in samples.columns if c != "id"]
+    named = target or _only_label(store)
+    asked = target_of(samples, named, ordinal=metric == "quadratic_kappa")
+    group_col = store.roles["group"] if group is None else (None if group == "none" else group)
+    for flag, column in (("--group", group_col), ("--split-col", split_col)):
+        if column is not None and column not in columns:
+            raise UsageError(f"{flag} {column}: no such column; there are: {', '.join(columns)}")
+    groups = None if group_col is None else _group_names(samples[group_col].to_numpy(), asked.rows)
+    if n_folds is not None:
+        split = fold_split(asked.y, groups, n_folds, seed)
+    elif test_size is not None:
+        split = hold_out_split(asked.y, groups, test_size, seed)
+    else:
+        column = split_col or store.roles["split"]
+        if column is not None:
+            split = given_split(list(samples[column].iloc[asked.rows]), column, groups)
+        else:
+            split = fold_split(asked.y, groups, min(DEFAULT_FOLDS, n_groups(groups, len(asked.y))), seed)
+    names = default_metrics(asked.task)
+    primary = primary_metric(asked.task) if metric is None else metric
+    return _Question(asked, groups, group_col or "", split, check_metrics((primary, *names), asked.task), primary)
+
+
+def _only_label(store: FeatureStore) -> str:
+    labels = [str(name) for name in store.roles["labels"]]
+    if len(labels) == 1:
+        return labels[0]
+    if labels and all(name.startswith("label_") for name in labels):
+        return "label"
+    columns = ", ".join(c for c in store.manifest.columns if c != "id")
+    raise UsageError(f"--target: name the column to predict; {store.path.name} has: {columns}")
+
+
+def _group_names(names: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the group of each row as text; a row without one is a group by itself."""
+    text = np.array([str(name) for name in names[rows]], dtype=object)
+    empty = np.isin(text, ["", "nan", "None"])
+    text[empty] = [f"(no group, row {row})" for row in rows[empty]]
+    return text.astype(str)
+
+
+def _probe_one(
+    store: FeatureStore,
+    X: Floats,
+    view: str,
+    each: Family,
+    question: _Question,
+    n_resamples: int,
+    level: float,
+    seed: int,
+) -> list[Row]:
+    from medprobe import __version__
+
+    started = time.perf_counter()
+    fitted = [_fit_and_predict(X, each, question, part, seed) for part in question.split.parts]
+    settings = [chosen for chosen, _ in fitted]
+    test = question.split.test
+    groups = None if question.groups is None else question.groups[test]
+    scorer = Scorer(question.target.task, question.target.y[test], np.concatenate([proba for _, proba in fitted]))
+    found = intervals(scorer, question.metrics, groups, n_resamples, level, seed)
+    seconds = time.perf_counter() - started
+    notes = _notes(question, scorer)
+    return [
+        Row(
+            encoder=store.encoder,
+            view=view,
+            probe=each.name,
+            target=question.target.name,
+            task=question.target.task,
+            metric=name,
+            value=interval.value,
+            ci_low=interval.low,
+            ci_high=interval.high,
+            ci_level=level,
+            primary=name == question.primary,
+            split=question.split.name,
+            n_images=len(test),
+            n_groups=n_groups(groups, len(test)),
+            group=question.group,
+            n_train=round(float(np.mean([_n_fitted(part) for part in question.split.parts]))),
+            n_failed=len(store.failures),
+            settings=settings[0] if len(settings) == 1 else settings,
+            seconds=round(seconds, 3),
+            seed=seed,
+            fingerprint=store.plan.fingerprint,
+            medprobe=__version__,
+            notes=notes
+            + (
+                (f"{interval.n_degenerate} of {interval.n_resamples} resamples lack a class",)
+                if interval.n_degenerate
+                else ()
+            ),
+        )
+        for name, interval in found.items()
+    ]
+
+
+def _fit_and_predict(
+    X: Floats, each: Family, question: _Question, part: Part, seed: int
+) -> tuple[dict[str, Any], Floats]:
+    """Return the settings chosen without the test rows, and the probabilities of the test rows."""
+    y, groups = question.target.y, question.groups
+    if part.val is None:
+        rows = part.train
+        pairs = inner_folds(y[rows], None if groups is None else groups[rows], seed)[: each.inner_folds]
+        scaled = _standardised(X[rows], slice(None))
+    else:
+        rows = np.concatenate([part.train, part.val])
+        n = len(part.train)
+        pairs = [(np.arange(n), np.arange(n, len(rows)))]
+        scaled = _standardised(X[rows], slice(n))
+    if y.ndim == 1 and len(np.unique(y[rows])) < 2:
+        raise DataError(f"--target {question.target.name}: a training part has one class only; use fewer folds")
+    swept = each.sweep(scaled, y[rows], pairs, question.target.n_classes, seed)
+    held_out = np.concatenate([val for _, val in pairs])
+    settings = _best(swept, y[rows][held_out], question)
+    estimator = each.build(settings, seed).fit(X[rows], y[rows])
+    return settings, _all_classes(estimator, X[part.test], question.target)
+
+
+def _best(swept: Sequence[tuple[dict[str, Any], list[Floats]]], y: np.ndarray, question: _Question) -> dict[str, Any]:
+    """Return the settings with the best primary metric on the held-out rows; the first of equal ones."""
+    sign = 1 if METRICS[question.primary].higher_is_better else -1
+    scores = [
+        sign * Scorer(question.target.task, y, _clean(np.concatenate(p))).value(question.primary) for _, p in swept
+    ]
+    return swept[int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))][0]
+
+
+def _all_classes(estimator: Any, X: Floats, target: Target) -> Floats:
+    """Return probabilities (n, all classes): a class that no training row had gets zero."""
+    proba = np.asarray(estimator.predict_proba(X), dtype=np.float64)
+    if target.task == "multilabel" or proba.shape[1] == target.n_classes:
+        return _clean(proba)
+    full = np.zeros((len(X), target.n_classes))
+    full[:, np.asarray(estimator.classes_, dtype=np.int64)] = proba
+    return _clean(full)
+
+
+def _clean(proba: Floats) -> Floats:
+    """Return probabilities within [0, 1]: single precision may leave it by a rounding error."""
+    return np.clip(np.asarray(proba, dtype=np.float64), 0.0, 1.0)
+
+
+def _standardised(X: Floats, fitted_on: slice) -> Floats:
+    mean = X[fitted_on].mean(axis=0, dtype=np.float64)
+    scale = X[fitted_on].std(axis=0, dtype=np.float64)
+    scale[scale <= 1e-7 * np.maximum(np.abs(mean), 1e-7)] = 1.0
+    scaled: Floats = (X - mean.astype(X.dtype)) / scale.astype(X.dtype)
+    return scaled
+
+
+def _n_fitted(part: Part) -> int:
+    return len(part.train) + (0 if part.val is None else len(part.val))
+
+
+def _notes(question: _Question, scorer: Scorer) -> tuple[str, ...]:
+    notes = []
+    if question.groups is None:
+        notes.append("no group column is known: every image counts as a patient of its own (--group)")
+    if scorer.left_out:
+        names = ", ".join(question.target.classes[i] for i in scorer.left_out)
+        notes.append(f"not in the tested images, so not in the averages: {names}")
+    return tuple(notes)
