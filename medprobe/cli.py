@@ -32,7 +32,9 @@ class _Group(TyperGroup):
             typer.secho(f"error: {error}", err=True, fg="red")
             raise typer.Exit(USAGE if isinstance(error, UsageError) else FAILED) from None
         except KeyboardInterrupt:
-            typer.secho("interrupted: what is finished is kept; run the same command again to go on", err=True, fg="yellow")
+            typer.secho(
+                "interrupted: what is finished is kept; run the same command again to go on", err=True, fg="yellow"
+            )
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -75,14 +77,18 @@ def _start(
 @app.command()
 def embed(
     ctx: typer.Context,
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Folder of images, CSV/TSV/Parquet table, or MedMNIST .npz.")],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Folder of images, CSV/TSV/Parquet table, or MedMNIST .npz.")
+    ],
     model: Annotated[list[str], typer.Option("--model", "-m", help="Encoder, family/name[@tag]; may be repeated.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the stores, one an encoder.")],
     path_col: Annotated[str | None, typer.Option(help="Column of image paths in a table.")] = None,
     label_col: Annotated[list[str] | None, typer.Option(help="Column that is a label; may be repeated.")] = None,
     group_col: Annotated[str | None, typer.Option(help="Column of patients; 'none' for no grouping.")] = None,
     split_col: Annotated[str | None, typer.Option(help="Column with train, val and test; 'none' for none.")] = None,
-    keep_col: Annotated[list[str] | None, typer.Option(help="Keep a column that looks as if it named a person.")] = None,
+    keep_col: Annotated[
+        list[str] | None, typer.Option(help="Keep a column that looks as if it named a person.")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="Checkpoint file for the one model.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Another input size than the encoder's own.")] = None,
     exact_decode: Annotated[bool, typer.Option("--exact-decode", help="Decode large JPEG files in full.")] = False,
@@ -93,10 +99,17 @@ def embed(
     workers: Annotated[str, typer.Option(help="Decoding processes, 0 for none, or auto.")] = "auto",
     block_rows: Annotated[int, typer.Option(help="Rows of a block, the unit of commit and of repeated work.")] = 1024,
     max_failures: Annotated[
-        str | None, typer.Option(help="Stop above this number or share (0.01, 1%) of unreadable images. [default: 1%, at least 10]")
+        str | None,
+        typer.Option(
+            help="Stop above this number or share (0.01, 1%) of unreadable images. [default: 1%, at least 10]"
+        ),
     ] = None,
-    check: Annotated[str, typer.Option(help="How to tell that an image changed: stamp (size and time) or digest.")] = "stamp",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete stores that are there and start again.")] = False,
+    check: Annotated[
+        str, typer.Option(help="How to tell that an image changed: stamp (size and time) or digest.")
+    ] = "stamp",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete stores that are there and start again.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
     json: Json = False,
 ) -> None:
@@ -148,12 +161,22 @@ def embed(
 def probe(
     ctx: typer.Context,
     stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Feature stores.")],
-    target: Annotated[str | None, typer.Option("--target", "-t", help="Column to predict, a list a,b,c or a pattern.")] = None,
-    probe: Annotated[list[str] | None, typer.Option("--probe", "-p", help="logreg, knn, mlp; may be repeated. [default: all]")] = None,
-    view: Annotated[str | None, typer.Option(help="Which of the encoder's vectors. [default: the encoder's own pooling]")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="Column to predict, a list a,b,c or a pattern.")
+    ] = None,
+    probe: Annotated[
+        list[str] | None, typer.Option("--probe", "-p", help="logreg, knn, mlp; may be repeated. [default: all]")
+    ] = None,
+    view: Annotated[
+        str | None, typer.Option(help="Which of the encoder's vectors. [default: the encoder's own pooling]")
+    ] = None,
     metric: Annotated[str | None, typer.Option(help="Primary metric; quadratic_kappa for ordered grades.")] = None,
-    group: Annotated[str | None, typer.Option(help="Column of patients; 'none' for no grouping. [default: as recorded]")] = None,
-    split_col: Annotated[str | None, typer.Option(help="Column with train, val and test. [default: as recorded]")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column of patients; 'none' for no grouping. [default: as recorded]")
+    ] = None,
+    split_col: Annotated[
+        str | None, typer.Option(help="Column with train, val and test. [default: as recorded]")
+    ] = None,
     folds: Annotated[int | None, typer.Option(help="Test every image once, in so many folds.")] = None,
     test_size: Annotated[float | None, typer.Option(help="Share of the images to test on.")] = None,
     bootstrap: Annotated[int, typer.Option(help="Resamples of the intervals.")] = 1000,
@@ -193,7 +216,9 @@ def probe(
 
 @app.command()
 def compare(
-    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Folders or tables that probe --out wrote.")],
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULT...", help="Folders or tables that probe --out wrote.")
+    ],
     json: Json = False,
 ) -> None:
     """Print the leaderboard of many results."""
@@ -278,9 +303,15 @@ def models(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for images, stores and results.")] = Path("medprobe-demo"),
-    data: Annotated[str, typer.Option(help="smears (drawn here), or a MedMNIST set such as breastmnist (fetched).")] = "smears",
-    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Encoders. [default: two that need no download]")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for images, stores and results.")] = Path(
+        "medprobe-demo"
+    ),
+    data: Annotated[
+        str, typer.Option(help="smears (drawn here), or a MedMNIST set such as breastmnist (fetched).")
+    ] = "smears",
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="Encoders. [default: two that need no download]")
+    ] = None,
 ) -> None:
     """Run the main job on a small image set: embed, probe, leaderboard."""
     from medprobe.demo import run_demo

@@ -88,7 +88,9 @@ class ProgressLine:
         seconds = max(time.monotonic() - self._started, 1e-9)
         shares = f"reading {progress.reading / seconds:.0%}, encoding {progress.encoding / seconds:.0%}"
         failed = f"{progress.failures} failed" if progress.failures else ""
-        self._bar.update(self._task, completed=progress.done, rate=progress.done / seconds, failed=failed, shares=shares)
+        self._bar.update(
+            self._task, completed=progress.done, rate=progress.done / seconds, failed=failed, shares=shares
+        )
 
 
 def leaderboard_tables(rows: Iterable[Row]) -> list[Table]:
@@ -134,7 +136,9 @@ def print_leaderboard(rows: list[Row], to: Console | None = None) -> None:
 def describe_settings(settings: Any) -> str:
     """Return settings as short text; of folds, each distinct value once."""
     if isinstance(settings, Mapping):
-        return ", ".join(f"{k}={_short(v)}" for k, v in settings.items() if v is not None and k not in {"seed", "weights"})
+        return ", ".join(
+            f"{k}={_short(v)}" for k, v in settings.items() if v is not None and k not in {"seed", "weights"}
+        )
     merged: dict[str, list[str]] = {}
     for fold in settings:
         for key, value in fold.items():

@@ -105,7 +105,7 @@ def _draw(rng: np.random.Generator, look: _Look, cell: str, infected: bool) -> I
             _red_cell(rng, look, canvas, middle + rng.normal(0, 40, 2), rng.uniform(44, 62), infected=False)
         for _ in range(rng.integers(1, 4)):
             _blot(rng, canvas, middle + rng.normal(0, 14, 2), rng.uniform(7, 15), look.purple, 0.85, rough=0.25)
-    rows, columns = np.mgrid[0:1:_DRAWN * 1j, 0:1:_DRAWN * 1j] - 0.5
+    rows, columns = np.mgrid[0 : 1 : _DRAWN * 1j, 0 : 1 : _DRAWN * 1j] - 0.5
     canvas *= (look.brightness * (1 + look.light[0] * rows + look.light[1] * columns))[:, :, None]
     image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
     image = image.filter(ImageFilter.GaussianBlur(look.blur)).resize((_SIDE, _SIDE), Image.Resampling.BOX)
@@ -152,14 +152,18 @@ def _blot(
     soft: float = 3.0,
 ) -> None:
     """Lay a roundish patch of colour over the canvas, in place."""
-    rows, columns = np.mgrid[0:_DRAWN, 0:_DRAWN]
+    reach = radius * (1 + 2 * rough) + 6 * soft
+    first = np.clip(np.floor(centre - reach), 0, _DRAWN).astype(int)
+    last = np.clip(np.ceil(centre + reach), 0, _DRAWN).astype(int)
+    rows, columns = np.mgrid[first[0] : last[0], first[1] : last[1]]
     down, right = rows - centre[0], columns - centre[1]
     angle = np.arctan2(down, right)
     edge = np.full(angle.shape, float(radius))
     for wave in (2, 3, 5):
         edge += radius * rough * rng.normal() / wave * np.cos(wave * angle + rng.uniform(0, 2 * np.pi))
     cover = opacity / (1 + np.exp(np.clip((np.hypot(down, right) - edge) / soft * 2, -30, 30)))
-    canvas += cover[:, :, None] * (colour - canvas)
+    window = canvas[first[0] : last[0], first[1] : last[1]]
+    window += cover[:, :, None] * (colour - window)
 
 
 def _damage(path: Path, kind: int) -> None:

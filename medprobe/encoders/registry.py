@@ -87,6 +87,17 @@ def load_encoder(model: str, options: LoadOptions | None = None) -> Encoder:
         ) from error
 
 
+def catalogue() -> dict[str, str]:
+    """Return name and one line of every model that medprobe knows by name, by family; absent packages are said to be so."""
+    found: dict[str, str] = {}
+    for family, module in FAMILIES.items():
+        try:
+            found |= import_module(module).catalogue()
+        except ModuleNotFoundError as error:
+            found[f"{family}/..."] = f"needs the package '{error.name}'"
+    return found | {f"{name}/...": "from an installed plug-in" for name in _plugins()}
+
+
 def _loader(family: str) -> Callable[[Spec, LoadOptions], Encoder]:
     plugins = _plugins()
     load = plugins[family].load() if family in plugins else import_module(FAMILIES[family]).load

@@ -46,6 +46,15 @@ def _dot(a: Floats, b: Floats) -> Floats:
     return products
 
 
+def _shortening(f: Floats, f_trial: Floats, slope: Floats, slope_trial: Floats) -> Floats:
+    """Where in 0.05..0.7 of a step the cubic through both ends' values and slopes has its minimum."""
+    with np.errstate(all="ignore"):
+        middle = slope + slope_trial - 3 * (f_trial - f)
+        root = np.sqrt(np.maximum(middle**2 - slope * slope_trial, 0))
+        minimum = 1 - (slope_trial + root - middle) / (slope_trial - slope + 2 * root)
+    return np.clip(np.nan_to_num(minimum, nan=0.1), 0.05, 0.7)
+
+
 class _Memory:
     """The last steps and gradient changes of the active problems, and the diagonal Hessian they start from.
 
@@ -56,7 +65,7 @@ class _Memory:
     def __init__(self, batch: Batch) -> None:
         self.ridge = batch.ridge
         self.curvature = batch.curvature
-        self.factor = np.ones(batch.curvature.shape[0])
+        self.K=batch._shape[0];self.factor = np.ones((batch.curvature.shape[0],self.K))
         self.pairs: list[tuple[Floats, Floats, Floats]] = []
 
     def keep(self, problems: NDArray[np.bool_]) -> None:
@@ -69,11 +78,13 @@ class _Memory:
         useful = accepted & (product > 0)
         rho = np.divide(1.0, product, out=np.zeros_like(product), where=useful)
         self.pairs = [*self.pairs[1 - _MEMORY :], (s, y, rho)]
-        modelled = np.einsum("am,am,am->a", self.curvature, s, s)
-        from_loss = product - np.einsum("am,am,m->a", s, s, self.ridge.astype(float))
-        useful &= (modelled > 0) & (from_loss > 0)
-        factor = np.divide(from_loss, modelled, out=self.factor.copy(), where=useful)
-        self.factor = np.clip(factor, 1e-4, 4.0)
+        K=self.K; sh=(s.shape[0],K,-1)
+        modelled = (self.curvature*s*s).reshape(sh).sum(2)
+        from_loss = (s*(y-s*self.ridge)).reshape(sh).sum(2)
+        use = useful[:,None] & (modelled > 0) & (from_loss > 0)
+        factor = np.divide(from_loss, modelled, out=self.factor.copy(), where=use)
+        if True: factor=np.clip(factor**.5*self.factor**(1-.5),.9*self.factor,None)
+        self.factor = np.clip(factor, 1e-4, 30)
 
     def direction(self, g: Floats) -> Floats:
         """Minus the inverse Hessian estimate times g: (a, M)."""
@@ -83,7 +94,7 @@ class _Memory:
             alpha = rho * _dot(s, q)
             q -= alpha[:, None] * y
             coefficients.append(alpha)
-        diagonal = self.factor[:, None] * self.curvature + self.ridge
+        diagonal = np.repeat(self.factor,self.curvature.shape[1]//self.K,axis=1) * self.curvature + self.ridge
         # Variables without ridge and without curvature have no influence on the objective.
         q = np.divide(q, diagonal, out=np.zeros_like(q), where=diagonal > 0)
         for (s, y, rho), alpha in zip(self.pairs, reversed(coefficients), strict=True):
@@ -132,10 +143,9 @@ def minimise(batch: Batch, *, tol: float, max_iter: int) -> Found:
         # Where rounding hides the change of the objective, the slope along the step still tells.
         level = (np.abs(f_trial - f) <= unresolved) & (np.abs(slope_trial) <= 0.9 * np.abs(slope))
         accepted = enough | level
-        memory.push(s, g_trial - g, accepted)
-        rise = 2 * (f_trial - f - step * slope)
-        shorter = np.divide(-slope * step, rise, out=np.full_like(rise, 0.1), where=rise > 0)
-        step = np.where(accepted, 1.0, step * np.clip(np.nan_to_num(shorter, nan=0.1), 0.1, 0.5))
+        if accepted.any():
+            memory.push(s, g_trial - g, accepted)
+        step = np.where(accepted, 1.0, step * _shortening(f, f_trial, slope * step, slope_trial * step))
         x = np.where(accepted[:, None], x + s, x)
         f = np.where(accepted, f_trial, f)
         g = np.where(accepted[:, None], g_trial, g)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 
 from medprobe.errors import DataError, UsageError
 from medprobe.probe.bootstrap import intervals
@@ -165,7 +167,9 @@ def _probe_one(
     from medprobe import __version__
 
     started = time.perf_counter()
-    fitted = [_fit_and_predict(X, each, question, part, seed) for part in question.split.parts]
+    with warnings.catch_warnings(record=True) as unfinished:
+        warnings.simplefilter("always", ConvergenceWarning)
+        fitted = [_fit_and_predict(X, each, question, part, seed) for part in question.split.parts]
     settings = [chosen for chosen, _ in fitted]
     test = question.split.test
     groups = None if question.groups is None else question.groups[test]
@@ -173,6 +177,8 @@ def _probe_one(
     found = intervals(scorer, question.metrics, groups, n_resamples, level, seed)
     seconds = time.perf_counter() - started
     notes = _notes(question, scorer)
+    if unfinished:
+        notes += (f"{store.encoder}, {each.name}: {unfinished[0].message}",)
     return [
         Row(
             encoder=store.encoder,

@@ -67,8 +67,8 @@ class Spectrum:
 
                 eigenvalues, eigenvectors = np.linalg.eigh(sum(pool.map(gram, blocks), np.zeros((D, D))) / n)
                 return cls(mean / unit, np.maximum(eigenvalues, 0), eigenvectors)
-        _, singular, Vt = np.linalg.svd((X[index].astype(np.float64) - mean) / unit, full_matrices=False)
-        return cls(mean / unit, singular**2 / n, np.ascontiguousarray(Vt.T))
+            _, singular, Vt = np.linalg.svd((X[index].astype(np.float64) - mean) / unit, full_matrices=False)
+            return cls(mean / unit, singular**2 / n, np.ascontiguousarray(Vt.T))
 
 
 @dataclass(frozen=True)

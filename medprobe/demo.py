@@ -1,0 +1,95 @@
+"""The main job from beginning to end on a small image set, as a person would type it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import typer
+
+from medprobe.console import ProgressLine, console, print_leaderboard
+from medprobe.demo_images import draw_blood_smears
+from medprobe.embed.run import embed
+from medprobe.errors import DataError, UsageError
+from medprobe.probe.run import probe
+from medprobe.results import write_results
+
+log = logging.getLogger("medprobe")
+
+_TIMEOUT = 20.0
+
+
+def run_demo(out: Path, data: str, models: tuple[str, ...]) -> None:
+    """Draw or fetch images, embed them, probe the features, print the leaderboard and say what to type next.
+
+    Raises:
+        UsageError: A MedMNIST set is unknown, or cannot be fetched from here.
+
+    """
+    if data == "smears":
+        typer.echo(f"1. Drawing blood cells of 24 smears into {out / 'images'} (four files are damaged on purpose)")
+        source, target, group = draw_blood_smears(out), "cell", "smear"
+    else:
+        typer.echo(f"1. Fetching {data}")
+        source, target, group = _fetch_medmnist(data, out), "label", "none"
+    typer.echo(f"2. Embedding every image once with {' and '.join(models)}")
+    with ProgressLine() as progress:
+        reports = embed(source, models, out / "stores", group_col=group, progress=progress.update)
+    for report in reports:
+        skipped = f"; {report.failures} files could not be read and are listed in it" if report.failures else ""
+        typer.echo(f"   {report.path}: {report.samples - report.failures} of {report.samples} images{skipped}")
+    typer.echo("3. Probing the stored features: logistic regression, nearest neighbours, a small network")
+    rows = probe([report.path for report in reports], target, group=group)
+    table = write_results(rows, out / "results")
+    typer.echo("")
+    print_leaderboard(rows)
+    stores = " ".join(str(report.path) for report in reports)
+    lines = [
+        "",
+        f"Written: stores in {out / 'stores'}, every number in {table}.",
+        "What to type next:",
+        f"  medprobe info {reports[0].path}            what a store holds, and what failed",
+        f"  medprobe probe {stores} --target {target} --test-size 0.3",
+    ]
+    if data == "smears":
+        lines.append(
+            f"  medprobe probe {stores} --target infected --group smear   a harder question, no image read again"
+        )
+    lines.append(f"  medprobe embed MY_IMAGES -m {models[0]} -o stores         the same on your own images")
+    console().print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _fetch_medmnist(name: str, out: Path) -> Path:
+    try:
+        from medmnist import INFO
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"--data {name}: addresses and checksums come from a package that is not installed: pip install medmnist"
+        ) from error
+    if name not in INFO:
+        raise UsageError(f"--data {name}: smears, or one of {', '.join(INFO)}")
+    url, md5 = INFO[name]["url"], INFO[name]["MD5"]
+    path = out / f"{name}.npz"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".draft")
+        try:
+            with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, draft.open("wb") as file:
+                while piece := response.read(1 << 20):
+                    file.write(piece)
+            draft.replace(path)
+        except (OSError, urllib.error.URLError) as error:
+            raise UsageError(
+                f"--data {name}: {url} cannot be reached from here ({error}). Fetch it where there is internet, put it at "
+                f"{path} and type the same again; or leave --data out: the drawn images need no internet."
+            ) from error
+        finally:
+            draft.unlink(missing_ok=True)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if found != md5:
+        raise DataError(f"{path}: its MD5 is {found}, not {md5} as medmnist says; delete it and try again")
+    return path
