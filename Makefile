@@ -10,7 +10,7 @@ demo: venv
 	$(BIN)/medprobe demo
 
 test: venv
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: venv
 	$(BIN)/ruff check .

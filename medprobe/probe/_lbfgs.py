@@ -14,10 +14,15 @@ Indices = NDArray[np.intp]
 _MEMORY = 12
 _SUFFICIENT_DECREASE = 1e-4
 _SHORTEST_STEP = 1e-7
+_SLOWEST_FALL = 0.8
 
 
 class Batch(Protocol):
-    """P problems over M variables each: a convex loss plus half the squared norm of the variables in `ridge`."""
+    """P problems over M variables each: a convex loss plus half the squared norm of the variables in `ridge` (M,).
+
+    `curvature` (P, blocks, M / blocks) estimates the diagonal of the loss's Hessian at the start; `noise` is the
+    relative rounding error of objectives.
+    """
 
     noise: float
     ridge: NDArray[np.bool_]
@@ -58,14 +63,15 @@ def _shortening(f: Floats, f_trial: Floats, slope: Floats, slope_trial: Floats) 
 class _Memory:
     """The last steps and gradient changes of the active problems, and the diagonal Hessian they start from.
 
-    The diagonal is ridge + c * curvature: one number c a problem, fitted to the latest step, follows the loss's
-    curvature away from the starting point and leaves the known ridge part alone.
+    The diagonal is ridge + factor * curvature, with a factor for each problem and block of variables that follows the
+    loss's curvature away from the starting point and leaves the known ridge part alone. Each step measures it only
+    along itself, where it tends to be lowest, so it may fall by no more than a fifth at a time.
     """
 
     def __init__(self, batch: Batch) -> None:
         self.ridge = batch.ridge
         self.curvature = batch.curvature
-        self.K=batch._shape[0];self.factor = np.ones((batch.curvature.shape[0],self.K))
+        self.factor = np.ones(batch.curvature.shape[:2])
         self.pairs: list[tuple[Floats, Floats, Floats]] = []
 
     def keep(self, problems: NDArray[np.bool_]) -> None:
@@ -78,13 +84,11 @@ class _Memory:
         useful = accepted & (product > 0)
         rho = np.divide(1.0, product, out=np.zeros_like(product), where=useful)
         self.pairs = [*self.pairs[1 - _MEMORY :], (s, y, rho)]
-        K=self.K; sh=(s.shape[0],K,-1)
-        modelled = (self.curvature*s*s).reshape(sh).sum(2)
-        from_loss = (s*(y-s*self.ridge)).reshape(sh).sum(2)
-        use = useful[:,None] & (modelled > 0) & (from_loss > 0)
-        factor = np.divide(from_loss, modelled, out=self.factor.copy(), where=use)
-        if True: factor=np.clip(factor**.5*self.factor**(1-.5),.9*self.factor,None)
-        self.factor = np.clip(factor, 1e-4, 30)
+        modelled = (self.curvature * np.square(s).reshape(self.curvature.shape)).sum(axis=2)
+        measured = (s * (y - s * self.ridge)).reshape(self.curvature.shape).sum(axis=2)
+        usable = useful[:, None] & (modelled > 0) & (measured > 0)
+        factor = np.divide(measured, modelled, out=self.factor.copy(), where=usable)
+        self.factor = np.clip(np.maximum(factor, _SLOWEST_FALL * self.factor), 1e-4, 30.0)
 
     def direction(self, g: Floats) -> Floats:
         """Minus the inverse Hessian estimate times g: (a, M)."""
@@ -94,7 +98,7 @@ class _Memory:
             alpha = rho * _dot(s, q)
             q -= alpha[:, None] * y
             coefficients.append(alpha)
-        diagonal = np.repeat(self.factor,self.curvature.shape[1]//self.K,axis=1) * self.curvature + self.ridge
+        diagonal = (self.factor[:, :, None] * self.curvature).reshape(g.shape) + self.ridge
         # Variables without ridge and without curvature have no influence on the objective.
         q = np.divide(q, diagonal, out=np.zeros_like(q), where=diagonal > 0)
         for (s, y, rho), alpha in zip(self.pairs, reversed(coefficients), strict=True):

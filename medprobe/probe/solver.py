@@ -243,12 +243,10 @@ class _Problems:
         self._C = penalty
         self._scale = scale
         variance = np.append(spectrum.eigenvalues, 1.0)
-        size = unit.size
         self._shape = (units.coded.shape[1], variance.size)
         self.noise = float(np.finfo(passes.dtype).eps)
         self.ridge = np.tile(np.arange(variance.size) < variance.size - 1, self._shape[0])
-        curvature = (penalty[:, None] * units.curvature[unit])[:, :, None] * variance
-        self.curvature = curvature.reshape(size, -1)
+        self.curvature = (penalty[:, None] * units.curvature[unit])[:, :, None] * variance
 
     def start(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """The constant models: points, objectives and gradients. A unit is evaluated once for all its C."""
