@@ -28,7 +28,9 @@ FAMILIES: Mapping[str, str] = {
     "imagenet": "medprobe.encoders.imagenet",
     "mae": "medprobe.encoders.mae",
     "openclip": "medprobe.encoders.openclip",
+    "sam": "medprobe.encoders.sam",
     "sam2": "medprobe.encoders.sam2",
+    "seem": "medprobe.encoders.seem",
     "siglip2": "medprobe.encoders.aliases",
     "timm": "medprobe.encoders.timm",
 }

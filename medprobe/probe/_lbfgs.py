@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +57,8 @@ def _shortening(f: Floats, f_trial: Floats, slope: Floats, slope_trial: Floats) 
         middle = slope + slope_trial - 3 * (f_trial - f)
         root = np.sqrt(np.maximum(middle**2 - slope * slope_trial, 0))
         minimum = 1 - (slope_trial + root - middle) / (slope_trial - slope + 2 * root)
-    return np.clip(np.nan_to_num(minimum, nan=0.1), 0.05, 0.7)
+    clipped: Floats = np.clip(np.nan_to_num(minimum, nan=0.1), 0.05, 0.7)
+    return clipped
 
 
 class _Memory:
@@ -88,7 +89,7 @@ class _Memory:
         measured = (s * (y - s * self.ridge)).reshape(self.curvature.shape).sum(axis=2)
         usable = useful[:, None] & (modelled > 0) & (measured > 0)
         factor = np.divide(measured, modelled, out=self.factor.copy(), where=usable)
-        self.factor = np.clip(np.maximum(factor, _SLOWEST_FALL * self.factor), 1e-4, 30.0)
+        self.factor = np.clip(np.maximum(factor, np.minimum(_SLOWEST_FALL, (factor / self.factor) ** 0.25) * self.factor), 1e-12, 30.0)
 
     def direction(self, g: Floats) -> Floats:
         """Minus the inverse Hessian estimate times g: (a, M)."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -97,8 +98,10 @@ class LossPasses:
     def __call__(
         self, W: Floats, b: Floats, units: NDArray[np.intp]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Loss (A,), its gradient in W (k, A, D) and in b (k, A) of A problems, problem a weighing rows as unit
-        `units[a]`; W (k, A, D) and b (k, A) are in the coding of the class."""
+        """Loss (A,) of A problems and its gradients in W (k, A, D) and b (k, A).
+
+        Problem a weighs rows as unit `units[a]`.
+        """
         k, n_problems, D = W.shape
         loss = np.zeros(n_problems)
         G = np.zeros((k, n_problems, D))
@@ -182,7 +185,7 @@ class LossPasses:
         edges = [rows.start, *self._bounds[first:last].tolist(), rows.stop]
         segments = [
             (slice(a - rows.start, b - rows.start), int(self._codes[a]) - 1)
-            for a, b in zip(edges[:-1], edges[1:], strict=True)
+            for a, b in pairwise(edges)
             if b > a and self._codes[a] > 0
         ]
         for part, y in segments:
@@ -236,7 +239,7 @@ def _order_rows(codes: NDArray[Any] | None, weights: Floats, n_labels: int) -> t
     rows, pattern = rows[by_group], pattern[by_group]
     edges = [0, *(np.flatnonzero(np.diff(pattern)) + 1).tolist(), rows.size]
     groups = []
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         counted = in_fold[:, rows[start:stop]].any(axis=1).repeat(n_labels)
         weighted = bool((weights[np.ix_(counted, rows[start:stop])] != 1).any())
         groups.append(_Group(start, stop, counted, weighted))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -48,7 +48,7 @@ def sweep_logistic(
     spectrum: Spectrum | None = None,
     dtype: str = "float32",
     tol: float = _TOL,
-    max_iter: int = 200,
+    max_iter: int = 500,
 ) -> list[list[Floats]]:
     """Probabilities on each fold's validation rows, `[i][f]` for Cs[i] and folds[f].
 
@@ -81,7 +81,7 @@ def sweep_logistic(
     _warn_unconverged(path, max_iter)
     by_fold = []
     for fold, (_, validation) in enumerate(folds):
-        coef = path.coef[fold].reshape(-1, X.shape[1])
+        coef = path.coef[fold].reshape(-1, X.shape[1]).astype(X.dtype)
         logits = _linear(X, coef, path.intercept[fold].ravel(), validation)
         logits = logits.reshape(len(validation), len(Cs), -1)
         by_fold.append(expit(logits) if Y.ndim == 2 else _probabilities(logits))
@@ -116,7 +116,8 @@ class _LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """The most probable class of each row, (n,)."""
         logits = self.decision_function(X)
         best = (logits > 0).astype(int) if logits.ndim == 1 else logits.argmax(axis=1)
-        return self.classes_[best]
+        labels: NDArray[Any] = self.classes_[best]
+        return labels
 
     def _validated(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None) -> Any:
         """X, class codes and weights; sets `classes_`."""
@@ -134,9 +135,7 @@ class _LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         return features, codes, weights
 
-    def _solve(
-        self, X: Floats, codes: NDArray[np.intp], weights: Floats, Cs: Sequence[float]
-    ) -> tuple[PathSolution, Floats]:
+    def _solve(self, X: Floats, codes: NDArray[np.intp], weights: Floats, Cs: Sequence[float] | Floats) -> PathSolution:
         """Solutions for every row of `weights` (F, n) and every C; warns of those that are unfinished."""
         class_weight = self.class_weight
         if isinstance(class_weight, dict):
@@ -346,14 +345,13 @@ def _standard_deviation(X: Floats, weights: Floats) -> NDArray[np.float64]:
 def _linear(
     X: Floats, coef: Floats, intercept: Floats, rows: NDArray[np.integer[Any]] | None = None
 ) -> NDArray[np.float64]:
-    """X @ coef.T + intercept of all or some rows, in float64: raw features may have means far above their spread."""
-    index: Iterable[Any]
+    """X @ coef.T + intercept of all or some rows; float64 `coef` keeps raw features with large means exact."""
     n = X.shape[0] if rows is None else len(rows)
     out = np.empty((n, coef.shape[0]))
     for start in range(0, n, _PREDICT_ROWS):
         part = slice(start, start + _PREDICT_ROWS)
-        index = part if rows is None else rows[part]
-        out[part] = X[index] @ coef.T + intercept
+        block = X[part] if rows is None else X[rows[part]]
+        out[part] = block @ coef.T + intercept
     return out
 
 

@@ -63,7 +63,8 @@ class Spectrum:
 
                 def gram(rows: NDArray[np.intp]) -> Floats:
                     block = centre_and_scale(X[rows], mean, unit).astype(dtype, copy=False)
-                    return block.T @ block
+                    product: Floats = block.T @ block
+                    return product
 
                 eigenvalues, eigenvectors = np.linalg.eigh(sum(pool.map(gram, blocks), np.zeros((D, D))) / n)
                 return cls(mean / unit, np.maximum(eigenvalues, 0), eigenvectors)
@@ -91,7 +92,7 @@ class PathSolution:
 def solve_path(
     X: Floats,
     Y: NDArray[Any],
-    Cs: Sequence[float] | Floats,
+    Cs: Sequence[float] | NDArray[np.floating[Any]],
     *,
     n_classes: int | None = None,
     sample_weight: ArrayLike | None = None,
@@ -99,7 +100,7 @@ def solve_path(
     spectrum: Spectrum | None = None,
     dtype: str = "float32",
     tol: float = 1e-6,
-    max_iter: int = 200,
+    max_iter: int = 500,
 ) -> PathSolution:
     """Minimisers of C * sum_i s_i * loss_i + ||w||^2 / 2, intercept unpenalised, for every C and every fold.
 
@@ -107,8 +108,8 @@ def solve_path(
     more a softmax), or (n, L) of 0, 1 and NaN: L independent labels, NaN rows left out. `sample_weight` is (n,), or
     (F, n) with one row a fold, or (F, L, n). `scales` (F, D) standardises per fold: fold f is fitted on X / scales[f],
     and the coefficients returned are those of X. `spectrum` is that of X / scales[0] or of similar rows, and saves
-    its time. `dtype` is that of the passes over rows. A problem has converged when the estimated distance of its objective
-    to the minimum is below `tol` times the smaller of the objective and its decrease from the constant model.
+    its time. `dtype` is that of the passes over rows. A problem has converged when the estimated distance of its
+    objective to the minimum is below `tol` times the smaller of the objective and its decrease from the constant model.
 
     Raises ValueError when all weights are zero or a class code is not below `n_classes`.
     """
@@ -250,9 +251,9 @@ class _Problems:
 
     def start(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """The constant models: points, objectives and gradients. A unit is evaluated once for all its C."""
-        x = np.zeros((self._unit.size, *self._shape))
-        x[:, :, -1] = self._units.start[self._unit]
-        x = x.reshape(self._unit.size, -1)
+        theta = np.zeros((self._unit.size, *self._shape))
+        theta[:, :, -1] = self._units.start[self._unit]
+        x = theta.reshape(self._unit.size, -1)
         _, first, inverse = np.unique(self._unit, return_index=True, return_inverse=True)
         loss, gradient = self._loss(x[first], first)
         return x, self._C * loss[inverse], self._C[:, None] * gradient[inverse]
@@ -266,7 +267,7 @@ class _Problems:
         penalised = x * self.ridge
         return C * loss + 0.5 * np.einsum("am,am->a", penalised, x), C[:, None] * gradient + penalised
 
-    def coefficients(self, x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def coefficients(self, x: NDArray[np.float64]) -> tuple[Floats, Floats]:
         """Coefficients (P, K, D) of the centred features and intercepts (P, K)."""
         theta = self._units.classes[self._unit] @ x.reshape(-1, *self._shape)
         coef = _rotate(theta[:, :, :-1], self._vectors.T)
@@ -294,6 +295,6 @@ class _Problems:
 
 
 def _rotate(a: Floats, matrix: Floats) -> Floats:
-    """a @ matrix for a (P, k, D), as one product instead of P thin ones."""
+    """Product of a (P, k, D) with a matrix, as one instead of P thin ones."""
     flat = a.reshape(-1, a.shape[-1]) @ matrix
     return flat.reshape(*a.shape[:-1], -1)
