@@ -243,7 +243,9 @@ def info(
 
     opened = open_store(store, partial=True)
     if missing:
-        typer.echo(jsonlib.dumps(opened.missing_blocks) if json else "\n".join(map(str, opened.missing_blocks)))
+        lines = [jsonlib.dumps(opened.missing_blocks)] if json else map(str, opened.missing_blocks)
+        for line in lines:
+            typer.echo(line)
         return
     print_info(opened, as_json=json)
 

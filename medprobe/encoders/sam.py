@@ -7,6 +7,7 @@ blocks linear, as SAM's own code does with the latter.
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any
 
@@ -93,7 +94,7 @@ class SamEncoder(Encoder):
 
 
 def load(spec: Spec, options: LoadOptions) -> SamEncoder:
-    """Return SAM's image encoder from the official ``.pth`` (whole model) or timm's file."""
+    """Return SAM's image encoder from the official ``.pth`` (whole model), timm's file or Hugging Face's."""
     if spec.name not in SIZES or spec.tag:
         raise UsageError(f"--model {spec}: the family sam has {', '.join(SIZES)}")
     size = options.image_size or 224
@@ -111,16 +112,32 @@ def load(spec: Spec, options: LoadOptions) -> SamEncoder:
 
 
 def network(state: State, what: str, **config: int) -> SamViT:
-    """Return the network of ``config`` with the image encoder of an official checkpoint, or timm's."""
+    """Return the network of ``config`` with the image encoder of an official checkpoint, timm's or Hugging Face's."""
     module = SamViT(**config)
     load_strictly(module, timm_layout(state), what, found=state)
     return module
 
 
+_TO_TIMM = (
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"^layers\.", "blocks."),
+    (r"^(blocks\.\d+)\.layer_norm", r"\1.norm"),
+    (r"\.mlp\.lin", ".mlp.fc"),
+    (r"^neck\.conv1\.", "neck.0."),
+    (r"^neck\.layer_norm1\.", "neck.1."),
+    (r"^neck\.conv2\.", "neck.2."),
+    (r"^neck\.layer_norm2\.", "neck.3."),
+)
+
+
 def timm_layout(state: State) -> State:
     """Return the image part of a SAM checkpoint with timm's keys."""
-    own = without_prefix(state, "patch_embed.proj.weight")
-    return {key.replace(".mlp.lin", ".mlp.fc"): value for key, value in own.items()}
+    renamed = {}
+    for key, value in without_prefix(state, "pos_embed").items():
+        for pattern, replacement in _TO_TIMM:
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = value
+    return renamed
 
 
 def geometry(size: int, exact_decode: bool) -> Geometry:

@@ -140,14 +140,14 @@ VARIANTS = {
         focalnet_layout,
         "seem_focalt_v0.pt",
         _XDECODER,
-        "SEEM Focal-T with depth-wise convolutions, 29 M parameters",
+        "SEEM Focal-T with depth-wise convolutions, 30 M parameters",
     ),
     "focal-l": Variant(
         lambda: FocalNet(192, (2, 2, 18, 2), 4, depthwise=False),
         focalnet_layout,
         "seem_focall_v0.pt",
         _XDECODER,
-        "SEEM Focal-L, 198 M parameters",
+        "SEEM Focal-L, 206 M parameters",
     ),
     "davit-d3": Variant(
         lambda: DaViT((128, 256, 512, 1024), (1, 1, 9, 1), (4, 8, 16, 32)),
@@ -161,7 +161,7 @@ VARIANTS = {
         timm_layout,
         "seem_samvitb_v1.pt",
         "SAM (SA-1B)",
-        "SEEM SAM-ViT-B with a feature pyramid, 99 M parameters",
+        "SEEM SAM-ViT-B with a feature pyramid, 98 M parameters",
     ),
 }
 
@@ -171,7 +171,8 @@ class SeemEncoder(Encoder):
 
     Views: ``res2`` to ``res5``, the means over the maps, and ``stages``, all four joined. Focal maps have gone through
     their norms, a DaViT has none. Input whose sides are no multiples of 32 is padded at the right and at the bottom
-    with zeros, that is with the mean colour, as SEEM does it; the padding is part of the mean.
+    with zeros, that is with the mean colour, as SEEM does it; the padding is part of the mean. SEEM itself keeps the
+    aspect of an image; here it is squashed to 256/224 of the size and the centre is taken.
     """
 
     def __init__(self, name: str, module: nn.Module, preprocess: Preprocess, card: Card, architecture: str) -> None:

@@ -14,7 +14,7 @@ Indices = NDArray[np.intp]
 _MEMORY = 12
 _SUFFICIENT_DECREASE = 1e-4
 _SHORTEST_STEP = 1e-7
-_SLOWEST_FALL = 0.8
+_USUAL_FALL, _COLLAPSE = 0.8, 20.0
 
 
 class Batch(Protocol):
@@ -66,7 +66,8 @@ class _Memory:
 
     The diagonal is ridge + factor * curvature, with a factor for each problem and block of variables that follows the
     loss's curvature away from the starting point and leaves the known ridge part alone. Each step measures it only
-    along itself, where it tends to be lowest, so it may fall by no more than a fifth at a time.
+    along itself, where it tends to be lowest, so it falls by no more than a fifth at a time, unless it is off by so
+    much that the classes must be separating.
     """
 
     def __init__(self, batch: Batch) -> None:
@@ -89,7 +90,8 @@ class _Memory:
         measured = (s * (y - s * self.ridge)).reshape(self.curvature.shape).sum(axis=2)
         usable = useful[:, None] & (modelled > 0) & (measured > 0)
         factor = np.divide(measured, modelled, out=self.factor.copy(), where=usable)
-        self.factor = np.clip(np.maximum(factor, np.minimum(_SLOWEST_FALL, (factor / self.factor) ** 0.25) * self.factor), 1e-12, 30.0)
+        fall = np.minimum(_USUAL_FALL, np.sqrt(_COLLAPSE * factor / self.factor))
+        self.factor = np.clip(np.maximum(factor, fall * self.factor), 1e-12, 30.0)
 
     def direction(self, g: Floats) -> Floats:
         """Minus the inverse Hessian estimate times g: (a, M)."""
@@ -125,8 +127,8 @@ def minimise(batch: Batch, *, tol: float, max_iter: int) -> Found:
     step = np.ones(f.size)
     for evaluations in range(1, max_iter + 1):
         promised = -0.5 * slope
-        unresolved = batch.noise * np.abs(f)
-        close = promised <= np.maximum(tol * np.minimum(f, f_start - f), 1e-4 * unresolved)
+        unresolved = 10 * batch.noise * np.abs(f)
+        close = promised <= np.maximum(tol * np.minimum(f, f_start - f), 1e-5 * unresolved)
         stuck = step < _SHORTEST_STEP
         leaves = close | stuck | (evaluations == max_iter)
         if leaves.any():

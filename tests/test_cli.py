@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from medprobe.cli import app
+from medprobe.store import open_store
+
+PIXELS = ["-m", "baseline/pixels", "--workers", "0"]
+
+
+def run(*arguments: object) -> Result:
+    """Run a command in this process; anything but an orderly exit fails the test."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty small images of two classes, one of them damaged, and a table of them with patients."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    lines = ["path,label,patient"]
+    for i in range(40):
+        label = "bright" if i % 2 else "dark"
+        path = folder / label / f"{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(90 * (i % 2), 160 + 90 * (i % 2), (20, 24, 3)).astype(np.uint8)).save(path)
+        lines.append(f"{label}/{i:02d}.png,{label},p{i // 4:02d}")
+    (folder / "dark" / "00.png").write_bytes(b"no image")
+    (folder / "manifest.csv").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stores(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("stores")
+    done = run("embed", images / "manifest.csv", *PIXELS, "-o", out)
+    assert done.exit_code == 3, done.stderr
+    return out
+
+
+def test_from_images_to_leaderboard(images, stores, tmp_path):
+    store = stores / "baseline--pixels.zarr"
+    again = run("embed", images / "manifest.csv", *PIXELS, "-o", stores, "--json")
+    assert again.exit_code == 3
+    assert json.loads(again.stdout)[0]["embedded"] == 0
+    done = run("probe", store, "--target", "label", "--folds", 4, "--json", "-o", tmp_path, "-p", "logreg", "-p", "knn")
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads(done.stdout)
+    best = next(row for row in rows if row["primary"] and row["probe"] == "logreg")
+    assert (best["metric"], best["n_images"], best["n_groups"], best["group"]) == ("auroc", 39, 10, "patient")
+    assert best["value"] > 0.95
+    assert 0 < best["ci_low"] <= best["value"] <= best["ci_high"] <= 1
+    board = run("compare", tmp_path)
+    assert board.exit_code == 0
+    assert "AUROC" in board.stdout
+    assert "39" in board.stdout
+    assert "1 images without features" in board.stdout
+
+
+def test_a_folder_with_one_sub_folder_a_class_is_enough(images, tmp_path):
+    done = run("-q", "embed", images, *PIXELS, "-o", tmp_path)
+    assert done.exit_code == 3, done.stderr
+    assert set(open_store(tmp_path / "baseline--pixels.zarr").samples["label"]) == {"bright", "dark"}
+
+
+def test_info_names_what_failed_and_why(stores):
+    store = stores / "baseline--pixels.zarr"
+    shown = run("info", store)
+    assert shown.exit_code == 0
+    assert "dark/00.png" in shown.stdout
+    assert "not an image" in shown.stdout
+    facts = json.loads(run("info", store, "--json").stdout)
+    assert facts["failures"] == [{"id": "dark/00.png", "row": 0, "stage": "read", "reason": "not an image"}]
+    assert run("info", store, "--missing").stdout == ""
+
+
+def test_verify_and_export(stores, tmp_path):
+    store = stores / "baseline--pixels.zarr"
+    assert run("verify", store).exit_code == 0
+    for file_format in ("npz", "parquet", "safetensors"):
+        done = run("export", store, "-o", tmp_path / f"x.{file_format}", "--format", file_format)
+        assert done.exit_code == 0, done.stderr
+    arrays = np.load(tmp_path / "x.npz", allow_pickle=False)
+    np.testing.assert_array_equal(arrays["view:pixels"], open_store(store).features("pixels"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["embed", "{images}", "-m", "resnet50", "-o", "{out}"], 2, "expected family/name"),
+        (["embed", "{images}", "-m", "nobody/resnet50", "-o", "{out}"], 2, "no family 'nobody'"),
+        (["embed", "{images}/nothing", *PIXELS, "-o", "{out}"], 1, "no such file or folder"),
+        (["embed", "{images}/manifest.csv", *PIXELS, "-o", "{out}", "--group-col", "mrn"], 2, "--group-col mrn"),
+        (["embed", "{images}/manifest.csv", *PIXELS, "-o", "{out}", "--path-col", "where"], 2, "--path-col where"),
+        (["embed", "{images}", *PIXELS, "-o", "{out}", "--batch-size", "many"], 2, "--batch-size many"),
+        (["embed", "{images}", *PIXELS, "-o", "{out}", "--precision", "fp8"], 2, "--precision fp8"),
+        (["embed", "{images}", *PIXELS, "-o", "{out}", "--device", "cuda:9"], 2, "--device cuda:9"),
+        (["embed", "{images}", *PIXELS, "-o", "{out}", "--max-failures", "0"], 1, "--max-failures"),
+        (["probe", "{images}"], 1, "no feature store there"),
+        (["probe", "{stores}/baseline--pixels.zarr", "-t", "grade"], 2, "there are: label, patient"),
+        (["compare", "{images}"], 1, "no such results"),
+        (["export", "{stores}/baseline--pixels.zarr", "-o", "{out}/x", "-f", "mat"], 2, "--format mat"),
+        (["demo", "-o", "{out}", "--data", "nomnist"], 2, "--data nomnist"),
+    ],
+)
+def test_mistakes_get_one_line_that_says_what_to_do(images, stores, tmp_path, arguments, status, words):
+    places = {"images": images, "stores": stores, "out": tmp_path}
+    done = run(*[argument.format(**places) for argument in arguments])
+    assert done.exit_code == status
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_embedding_says_so_and_is_finished_by_the_same_command(images, tmp_path, number):
+    command = ["embed", images / "manifest.csv", *PIXELS, "--block-rows", 4, "-o", tmp_path]
+    script = (
+        "import time, medprobe.embed.job as job, medprobe.cli as cli\n"
+        "encode = job.Job.encode\n"
+        "def slow(self, images): time.sleep(0.3); return encode(self, images)\n"
+        "job.Job.encode = slow\n"
+        f"cli.app({[str(part) for part in command]!r})\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    commits = tmp_path / "baseline--pixels.zarr" / "commits"
+    deadline = time.monotonic() + 120
+    while len(list(commits.glob("*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 4, stderr
+    assert "run the same command again" in stderr
+    missing = open_store(commits.parent, partial=True).missing_blocks
+    assert 0 < len(missing) < 10
+    assert run(*command).exit_code == 3
+    assert list(open_store(commits.parent).verify()) == []
+
+
+def test_help_imports_nothing_heavy():
+    heavy = "{'torch', 'numpy', 'pandas', 'zarr', 'sklearn', 'timm', 'PIL', 'rich.table'}"
+    code = f"import sys, medprobe.cli; print(sorted({heavy} & set(sys.modules)))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+    for command in ("embed", "probe", "compare", "info", "verify", "export", "models", "demo"):
+        assert run(command, "--help").exit_code == 0
+
+
+def test_probing_imports_neither_torch_nor_an_image_library():
+    banned = "{'torch', 'timm', 'transformers', 'open_clip', 'ray', 'pydicom', 'torchvision', 'PIL', 'joblib.externals.loky'}"
+    code = (
+        "import sys, medprobe.store, medprobe.probe.run, medprobe.probe.logistic, medprobe.probe.knn, medprobe.probe.mlp\n"
+        f"print(sorted({banned} & set(sys.modules) - {{'joblib.externals.loky'}}))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_models_lists_every_family():
+    found = json.loads(run("models", "--json").stdout)
+    families = {name.split("/")[0] for name in found}
+    assert families >= {"timm", "imagenet", "baseline", "dinov2", "openclip", "blip", "hf"}
+    assert list(json.loads(run("models", "efficientnet-lite0", "--json").stdout)) == ["imagenet/efficientnet-lite0"]
+
+
+def test_the_demo_for_real(tmp_path):
+    done = run("demo", "-o", tmp_path / "demo")
+    assert done.exit_code == 0, done.stderr
+    assert "balanced accuracy" in done.stdout
+    assert "476 of 480 images; 4 files could not be read" in done.stdout
+    table = tmp_path / "demo" / "results" / "results.csv"
+    assert table.exists()
+    rows = json.loads(run("compare", table, "--json").stdout)
+    assert {row["probe"] for row in rows} == {"logreg", "knn", "mlp"}
+    best = {(row["encoder"], row["probe"]): row["value"] for row in rows}
+    assert best["imagenet/efficientnet-lite0", "logreg"] > 0.9
+    assert best["imagenet/efficientnet-lite0", "logreg"] > best["baseline/pixels", "logreg"]

@@ -1,0 +1,61 @@
+"""The main job on real images, with what is known to be reachable on them. Licences: the README beside the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import medprobe
+from medprobe.results import Row
+
+LITE0, PIXELS = "imagenet/efficientnet-lite0", "baseline/pixels"
+
+
+def embed_and_probe(data: Path, out: Path, models: list[str], target: str, group: str | None, **options) -> dict:
+    reports = medprobe.embed(data, models, out, group_col=group)
+    rows = medprobe.probe([r.path for r in reports], target, **options)
+    return {(row.encoder, row.probe): row for row in rows if row.primary}
+
+
+def has_interval(row: Row) -> bool:
+    return row.ci_low < row.value < row.ci_high
+
+
+def test_breast_ultrasound(shared_data, tmp_path):
+    found = embed_and_probe(shared_data / "breastmnist.npz", tmp_path, [LITE0, PIXELS], "label", None)
+    for probe, least in (("logreg", 0.87), ("knn", 0.80), ("mlp", 0.86)):
+        row = found[LITE0, probe]
+        assert (row.metric, row.split, row.n_images) == ("auroc", "split", 156)
+        assert row.value >= least
+        assert has_interval(row)
+        assert row.value > found[PIXELS, probe].value
+
+
+def test_blood_cells(shared_data, tmp_path):
+    found = embed_and_probe(
+        shared_data / "bccd" / "manifest.csv", tmp_path, [LITE0], "cell", "smear", probes=["logreg"]
+    )
+    row = found[LITE0, "logreg"]
+    assert (row.metric, row.group, row.n_failed) == ("balanced_accuracy", "smear", 0)
+    assert row.value >= 0.97
+    assert row.n_groups < row.n_images
+
+
+@pytest.mark.slow
+def test_paediatric_chest_x_rays(shared_data, tmp_path):
+    data = shared_data / "chestxray_kermany224" / "manifest.csv"
+    found = embed_and_probe(data, tmp_path, [LITE0], "label", "patient", probes=["logreg"])
+    row = found[LITE0, "logreg"]
+    assert (row.metric, row.n_images + row.n_train) == ("auroc", 5840)
+    assert row.value >= 0.95
+    assert has_interval(row)
+    assert 100 < row.n_groups < row.n_images
+
+
+def test_full_size_chest_x_rays(shared_data, tmp_path):
+    data = shared_data / "chestxray_hannover" / "manifest.csv"
+    found = embed_and_probe(data, tmp_path, [LITE0, PIXELS], "icu", "patient", probes=["logreg"], n_folds=5)
+    for row in found.values():
+        assert (row.n_images, row.n_groups, row.split) == (243, 71, "5 folds")
+        assert has_interval(row)
