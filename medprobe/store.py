@@ -220,7 +220,7 @@ class FeatureStore:
         return digests
 
     def sources(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the image digests, uint8 (rows, 16), and stamps, int64 (rows, 2), of a committed block, failed rows included."""
+        """Return digests, uint8 (rows, 16), and stamps, int64 (rows, 2), of a committed block's images, failed ones too."""
         rows = self.plan.block(index)
         return self._array(DIGEST_ARRAY, rows), self._array(STAMP_ARRAY, rows)
 
@@ -268,7 +268,8 @@ class FeatureStore:
 
     def __repr__(self) -> str:
         done = self.plan.n_blocks - len(self.missing_blocks)
-        return f"FeatureStore({self.encoder}, {self.plan.rows} samples, {done}/{self.plan.n_blocks} blocks, views {dict(self.views)})"
+        size = f"{self.plan.rows} samples, {done}/{self.plan.n_blocks} blocks"
+        return f"FeatureStore({self.encoder}, {size}, views {dict(self.views)})"
 
     @cached_property
     def samples_group(self) -> zarr.Group:
@@ -289,8 +290,8 @@ class FeatureStore:
     def _check_complete(self) -> None:
         if self.missing_blocks and not self.partial:
             raise DataError(
-                f"{self.path}: {len(self.missing_blocks)} of {self.plan.n_blocks} blocks are still to be made: run the same embed "
-                "command again, or open it with partial=True (--partial) to use what is there"
+                f"{self.path}: {len(self.missing_blocks)} of {self.plan.n_blocks} blocks are still to be made: run the same "
+                "embed command again, or open it with partial=True (--partial) to use what is there"
             )
 
     def _fits(self, commit: Commit, index: int) -> bool:
@@ -345,11 +346,11 @@ def table_digest(samples: pd.DataFrame) -> str:
 def storable(column: pd.Series) -> np.ndarray:
     """Return a column as int64, float64 or an object array of strings, in which a missing value is the empty string."""
     if pd.api.types.is_bool_dtype(column.dtype) and not column.hasnans:
-        return column.to_numpy(dtype="int64")
+        return np.asarray(column, dtype="int64")
     if pd.api.types.is_integer_dtype(column.dtype) and not column.hasnans:
-        return column.to_numpy(dtype="int64")
+        return np.asarray(column, dtype="int64")
     if pd.api.types.is_numeric_dtype(column.dtype):
-        return column.to_numpy(dtype="float64", na_value=np.nan)
+        return np.asarray(column.to_numpy(dtype="float64", na_value=np.nan))
     return np.array(["" if pd.isna(v) else str(v) for v in column], dtype=object)
 
 

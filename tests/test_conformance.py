@@ -9,7 +9,6 @@ import pytest
 import timm
 import torch
 from encoder_helpers import randomised
-from medprobe.images.geometry import Geometry
 
 from medprobe.encoders import dino, dinov2, dinov3, mae, openclip
 from medprobe.encoders.base import Card, Encoder, LoadOptions, Preprocess
@@ -18,6 +17,7 @@ from medprobe.encoders.huggingface import HuggingFaceEncoder, Tower
 from medprobe.encoders.registry import load_encoder
 from medprobe.encoders.timm import TimmEncoder, wrap
 from medprobe.encoders.vit import IMAGENET_MEAN, IMAGENET_STD, PlainViT, PositionResize
+from medprobe.images.geometry import Geometry
 from medprobe.testing import EncoderConformance, FakeEncoder
 
 TINY = {"embed_dim": 48, "depth": 4, "num_heads": 4}

@@ -69,7 +69,7 @@ def test_logistic_regression_with_a_given_split_equals_scikit_learn(store, patie
         model = LogisticRegression(C=C, max_iter=10_000, tol=1e-10).fit(scaler.transform(X[rows]), y[rows])
         return lambda other: model.predict_proba(scaler.transform(X[other]))[:, 1]
 
-    grid = np.logspace(-6, 2, 9)
+    grid = np.logspace(-6, 2, 17)
     by_C = [roc_auc_score(y[val], fit(train, C)(val)) for C in grid]
     chosen = int(np.argmin(np.abs(np.log(grid / row.settings["C"]))))
     assert by_C[chosen] >= max(by_C) - 0.002  # the weakest ones differ by less than single precision tells apart
@@ -275,3 +275,34 @@ def test_paths_and_stores_are_both_accepted(store):
     by_path = medprobe.probe(str(store.path), "sick", probes=["knn"], n_resamples=50)
     by_store = medprobe.probe([medprobe.open_store(Path(store.path))], "sick", probes=["knn"], n_resamples=50)
     assert [r.value for r in by_path] == [r.value for r in by_store]
+
+
+def test_on_folds_the_simplest_C_within_one_standard_error_is_taken(patients, tmp_path):
+    X, samples = patients
+    everything = samples.assign(split=samples["split"].replace("val", "train"))
+    folds = make_store(tmp_path / "f.zarr", X, everything, group="patient", split="split")
+    by_folds = primary(medprobe.probe(folds, "sick", probes=["logreg"])).settings["C"]
+
+    y, groups = (samples["sick"] == "yes").to_numpy().astype(int), samples["patient"].to_numpy().astype(str)
+    rows = np.flatnonzero(everything["split"] == "train")
+    pairs = inner_folds(y[rows], groups[rows], 0)
+    scaled = StandardScaler().fit_transform(X[rows])
+    grid = np.logspace(-6, 2, 17)
+    scores = np.array(
+        [
+            [
+                roc_auc_score(
+                    y[rows][val],
+                    LogisticRegression(C=C, max_iter=10_000, tol=1e-10)
+                    .fit(scaled[train], y[rows][train])
+                    .decision_function(scaled[val]),
+                )
+                for train, val in pairs
+            ]
+            for C in grid
+        ]
+    )
+    best = scores.mean(axis=1).argmax()
+    within = scores.mean(axis=1) >= scores.mean(axis=1)[best] - scores[best].std(ddof=1) / np.sqrt(5) - 1e-3
+    assert within[np.argmin(np.abs(np.log(grid / by_folds)))]
+    assert by_folds <= grid[best] * 1.0001

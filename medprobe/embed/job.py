@@ -206,9 +206,11 @@ def _check_same(
             differences.append(f"{len(gone)} images of the store are not in the data (first: {gone[0]})")
         if not extra and not gone:
             differences.append("the images are in another order")
-    for key in sorted(provenance):
-        if plan.encoder.get(key) != _as_json(provenance[key]):
-            differences.append(f"{key} is {_short(provenance[key])}, was {_short(plan.encoder.get(key))}")
+    differences += [
+        f"{key} is {_short(value)}, was {_short(plan.encoder.get(key))}"
+        for key, value in sorted(provenance.items())
+        if plan.encoder.get(key) != _as_json(value)
+    ]
     if precision != "auto" and precision != plan.precision:
         differences.append(f"precision is {precision}, was {plan.precision}")
     if dtype != "auto" and set(plan.dtypes.values()) != {dtype}:

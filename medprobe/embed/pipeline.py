@@ -176,7 +176,7 @@ def _fill(block: _Block, images: ImageSource, decoder: Decoder, progress: Progre
         rows = np.arange(at, at + len(decoded.readable))
         at += len(rows)
         block.digests[rows] = decoded.digests
-        block.stamps[rows] = [images.stamp(block.start + row) for row in rows]
+        block.stamps[rows] = [images.stamp(block.start + int(row)) for row in rows]
         bad = rows[~decoded.readable].tolist()
         block.read_failures += [
             Failure(block.start + r, "read", reason) for r, reason in zip(bad, decoded.reasons, strict=True)

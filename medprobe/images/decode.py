@@ -6,6 +6,7 @@ costs the images that it was on a second try, one by one; the image that kills i
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -92,8 +93,8 @@ class Decoder:
         stream = iter(chunks)
         waiting: deque[tuple[Sequence[Payload], Future[Decoded]]] = deque()
         while True:
-            while len(waiting) < self.workers * self.ahead and (chunk := next(stream, None)) is not None:
-                waiting.append((chunk, self._submit(chunk, geometries)))
+            room = self.workers * self.ahead - len(waiting)
+            waiting.extend((c, self._submit(c, geometries)) for c in itertools.islice(stream, room))
             if not waiting:
                 return
             chunk, future = waiting.popleft()

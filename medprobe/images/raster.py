@@ -122,8 +122,8 @@ def _decode(data: bytes, geometries: Sequence[Geometry]) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"too large: over {MAX_PIXELS:,} pixels")
-    if getattr(image, "n_frames", 1) > 1:
-        raise ImageError(f"several frames ({image.n_frames}): save the one that is meant as a file of its own")
+    if (n_frames := getattr(image, "n_frames", 1)) > 1:
+        raise ImageError(f"several frames ({n_frames}): save the one that is meant as a file of its own")
     if image.format == "JPEG" and not any(g.exact_decode for g in geometries):
         _reduce(image, geometries)
     image.load()
@@ -138,7 +138,7 @@ def _reduce(image: Image.Image, geometries: Sequence[Geometry]) -> None:
     shorts = [min(g.resized(*size)) for g in geometries for size in (image.size, image.size[::-1])]
     scale = min(min(image.size) / (2 * max(shorts)), max(image.size) / (2 * max(needs)))
     if scale >= 2:
-        image.draft(None, (int(image.width / scale), int(image.height / scale)))  # type: ignore[arg-type]
+        image.draft(None, (int(image.width / scale), int(image.height / scale)))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

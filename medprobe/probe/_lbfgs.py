@@ -115,10 +115,11 @@ def minimise(batch: Batch, *, tol: float, max_iter: int) -> Found:
 
     Every iteration evaluates one trial point of each active problem: those where the objective falls enough move on,
     the others try a shorter step. A problem leaves when the decrease that the quadratic model still promises is below
-    `tol` times the smaller of its objective and the decrease so far, or below what the arithmetic can resolve.
+    `tol` times the smaller of its objective and the decrease so far, and the norm of its gradient is below sqrt(tol)
+    times that at the start; or when that decrease is below what the arithmetic can resolve.
     """
     x, f, g = batch.start()
-    f_start = f.copy()
+    f_start, g_start = f.copy(), np.sqrt(_dot(g, g))
     active: Indices = np.arange(f.size)
     found = Found(x.copy(), f.copy(), np.sqrt(_dot(g, g)), np.ones(f.size, np.intp), np.zeros(f.size, bool))
     memory = _Memory(batch)
@@ -128,7 +129,10 @@ def minimise(batch: Batch, *, tol: float, max_iter: int) -> Found:
     for evaluations in range(1, max_iter + 1):
         promised = -0.5 * slope
         unresolved = 10 * batch.noise * np.abs(f)
-        close = promised <= np.maximum(tol * np.minimum(f, f_start - f), 1e-5 * unresolved)
+        # The model alone may err where rows far out have lost their curvature; the gradient does not.
+        flat = np.sqrt(_dot(g, g)) <= np.sqrt(tol) * g_start
+        close = (promised <= tol * np.minimum(f, f_start - f)) & flat
+        close |= promised <= 1e-5 * unresolved
         stuck = step < _SHORTEST_STEP
         leaves = close | stuck | (evaluations == max_iter)
         if leaves.any():
@@ -140,8 +144,8 @@ def minimise(batch: Batch, *, tol: float, max_iter: int) -> Found:
             stays = ~leaves
             if not stays.any():
                 break
-            active, f_start, step, slope = active[stays], f_start[stays], step[stays], slope[stays]
-            x, f, g, d, unresolved = x[stays], f[stays], g[stays], d[stays], unresolved[stays]
+            active, f_start, g_start, unresolved = active[stays], f_start[stays], g_start[stays], unresolved[stays]
+            x, f, g, d, step, slope = x[stays], f[stays], g[stays], d[stays], step[stays], slope[stays]
             memory.keep(stays)
         s = step[:, None] * d
         f_trial, g_trial = batch.evaluate(x + s, active)

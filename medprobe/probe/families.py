@@ -13,6 +13,9 @@ from sklearn.exceptions import ConvergenceWarning
 from medprobe.errors import UsageError
 from medprobe.probe.targets import Floats, Fold
 
+# Two values of C a decade: from little more than the class means to next to no penalty, on standardised features.
+_CS = tuple(np.logspace(-6, 2, 17).tolist())
+
 # One hidden layer of this width: a wider or deeper network costs several times as much and gains little on features.
 _MLP_WIDTH = 128
 
@@ -29,6 +32,8 @@ class Family:
         sweep: All settings at once: features (standardised), targets, folds, number of classes, seed.
         build: An estimator, not fitted, with given settings and seed.
         inner_folds: How many of the inner folds the settings are chosen on (None: all of them).
+        ordered: The sweep goes from the most to the least regularised setting, so that the simplest one among equals
+            is the first.
 
     """
 
@@ -36,6 +41,7 @@ class Family:
     sweep: Callable[[Floats, np.ndarray, Sequence[Fold], int, int], Swept]
     build: Callable[[Mapping[str, Any], int], Any]
     inner_folds: int | None = None
+    ordered: bool = False
 
 
 def family(name: str) -> Family:
@@ -51,13 +57,13 @@ def family(name: str) -> Family:
 
 
 def _sweep_logistic(X: Floats, Y: np.ndarray, folds: Sequence[Fold], n_classes: int, seed: int) -> Swept:
-    from medprobe.probe.logistic import DEFAULT_CS, sweep_logistic
+    from medprobe.probe.logistic import sweep_logistic
 
     with warnings.catch_warnings():
         # The weakest penalties may stay unfinished on few rows; the fit that is reported says so for itself.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = sweep_logistic(X, Y, folds, DEFAULT_CS, n_classes=n_classes)
-    return [({"C": float(C)}, by_fold) for C, by_fold in zip(DEFAULT_CS, found, strict=True)]
+        found = sweep_logistic(X, Y, folds, _CS, n_classes=n_classes)
+    return [({"C": float(C)}, by_fold) for C, by_fold in zip(_CS, found, strict=True)]
 
 
 def _build_logistic(settings: Mapping[str, Any], seed: int) -> Any:
@@ -127,7 +133,7 @@ def _build_mlp(settings: Mapping[str, Any], seed: int) -> Any:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "logreg": Family("logreg", _sweep_logistic, _build_logistic),
+    "logreg": Family("logreg", _sweep_logistic, _build_logistic, ordered=True),
     "knn": Family("knn", _sweep_knn, _build_knn),
     # Trained step by step, so that one held-out fold has to do.
     "mlp": Family("mlp", _sweep_mlp, _build_mlp, inner_folds=1),

@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from medprobe.probe.bootstrap import intervals
 from medprobe.probe.families import FAMILIES, Family, family
 from medprobe.probe.metrics import METRICS, Scorer, check_metrics, default_metrics, primary_metric
 from medprobe.probe.splits import Part, Split, fold_split, given_split, hold_out_split, inner_folds, n_groups
-from medprobe.probe.targets import Floats
+from medprobe.probe.targets import Floats, Fold
 from medprobe.probe.task import Target, target_of
 from medprobe.results import Row
 from medprobe.store import FeatureStore, open_store
@@ -27,6 +26,8 @@ from medprobe.store import FeatureStore, open_store
 log = logging.getLogger("medprobe")
 
 DEFAULT_FOLDS = 5
+_FOLDS_FOR_ERROR = 3
+_SIMPLER = 2  # a decade of the logistic probe's C
 
 
 @dataclass(frozen=True)
@@ -231,18 +232,40 @@ def _fit_and_predict(
     if y.ndim == 1 and len(np.unique(y[rows])) < 2:
         raise DataError(f"--target {question.target.name}: a training part has one class only; use fewer folds")
     swept = each.sweep(scaled, y[rows], pairs, question.target.n_classes, seed)
-    held_out = np.concatenate([val for _, val in pairs])
-    settings = _best(swept, y[rows][held_out], question)
+    settings = _best(swept, y[rows], pairs, each, question)
     estimator = each.build(settings, seed).fit(X[rows], y[rows])
     return settings, _all_classes(estimator, X[part.test], question.target)
 
 
-def _best(swept: Sequence[tuple[dict[str, Any], list[Floats]]], y: np.ndarray, question: _Question) -> dict[str, Any]:
-    """Return the settings with the best primary metric on the held-out rows; the first of equal ones."""
+def _best(
+    swept: Sequence[tuple[dict[str, Any], list[Floats]]],
+    y: np.ndarray,
+    pairs: Sequence[Fold],
+    each: Family,
+    question: _Question,
+) -> dict[str, Any]:
+    """Return the settings with the best primary metric on the held-out rows, the first of equal ones.
+
+    Where the sweep is ordered and there are folds to tell the noise from, the first settings (the most regularised) are
+    taken whose mean over the folds is within one standard error of the best: the one-standard-error rule of Breiman,
+    Friedman, Olshen and Stone (Classification and Regression Trees, 1984, section 3.4.3). It goes no further than
+    ``_SIMPLER`` places from the best: with few patients the error is wide enough to excuse a model of nothing.
+    """
     sign = 1 if METRICS[question.primary].higher_is_better else -1
-    scores = [
-        sign * Scorer(question.target.task, y, _clean(np.concatenate(p))).value(question.primary) for _, p in swept
-    ]
+
+    def score(rows: np.ndarray, proba: Floats) -> float:
+        return sign * Scorer(question.target.task, y[rows], _clean(proba)).value(question.primary)
+
+    if each.ordered and len(pairs) >= _FOLDS_FOR_ERROR:
+        by_fold = np.array([[score(val, p) for (_, val), p in zip(pairs, proba, strict=True)] for _, proba in swept])
+        if np.isfinite(by_fold).all():
+            means = by_fold.mean(axis=1)
+            best = int(np.argmax(means))
+            error = by_fold[best].std(ddof=1) / np.sqrt(len(pairs))
+            simplest = max(0, best - _SIMPLER)
+            return swept[simplest + int(np.argmax(means[simplest:] >= means[best] - error))][0]
+    held_out = np.concatenate([val for _, val in pairs])
+    scores = [score(held_out, np.concatenate(proba)) for _, proba in swept]
     return swept[int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))][0]
 
 

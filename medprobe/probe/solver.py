@@ -109,7 +109,8 @@ def solve_path(
     (F, n) with one row a fold, or (F, L, n). `scales` (F, D) standardises per fold: fold f is fitted on X / scales[f],
     and the coefficients returned are those of X. `spectrum` is that of X / scales[0] or of similar rows, and saves
     its time. `dtype` is that of the passes over rows. A problem has converged when the estimated distance of its
-    objective to the minimum is below `tol` times the smaller of the objective and its decrease from the constant model.
+    objective to the minimum is below `tol` times the smaller of the objective and its decrease from the constant model,
+    and the gradient norm below sqrt(tol) times that of the constant model.
 
     Raises ValueError when all weights are zero or a class code is not below `n_classes`.
     """
