@@ -102,7 +102,7 @@ def leaderboard_tables(rows: Iterable[Row]) -> list[Table]:
         table = Table(title=f"{target}: {name} on {split}", title_justify="left", title_style="bold")
         table.add_column("#", justify="right")
         for column in ("encoder", "view", "probe"):
-            table.add_column(column, overflow="fold")
+            table.add_column(column, no_wrap=True)
         table.add_column(name, justify="right", style="bold")
         table.add_column(f"{ranking[0].ci_level:.0%} interval", justify="right", no_wrap=True)
         table.add_column("tested images", justify="right")
@@ -134,17 +134,17 @@ def print_leaderboard(rows: list[Row], to: Console | None = None) -> None:
 
 
 def describe_settings(settings: Any) -> str:
-    """Return settings as short text; of folds, each distinct value once."""
+    """Return settings as short text; of folds, the range of their values."""
     if isinstance(settings, Mapping):
         return ", ".join(
             f"{k}={_short(v)}" for k, v in settings.items() if v is not None and k not in {"seed", "weights"}
         )
-    merged: dict[str, list[str]] = {}
+    merged: dict[str, list[Any]] = {}
     for fold in settings:
         for key, value in fold.items():
             if value is not None and key not in {"seed", "weights"}:
-                merged.setdefault(key, []).append(_short(value))
-    return ", ".join(f"{k}={'|'.join(dict.fromkeys(v))}" for k, v in merged.items())
+                merged.setdefault(key, []).append(value)
+    return ", ".join(f"{key}={_range(values)}" for key, values in merged.items())
 
 
 def print_info(store: FeatureStore, *, as_json: bool) -> None:
@@ -198,6 +198,11 @@ def _lines(value: Any) -> str:
     if isinstance(value, Mapping):
         return "\n".join(f"{k}: {v}" for k, v in value.items() if v not in ("", None))
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _range(values: list[Any]) -> str:
+    low, high = _short(min(values)), _short(max(values))
+    return low if low == high else f"{low}..{high}"
 
 
 def _short(value: Any) -> str:

@@ -46,19 +46,16 @@ def run_demo(out: Path, data: str, models: tuple[str, ...]) -> None:
     table = write_results(rows, out / "results")
     typer.echo("")
     print_leaderboard(rows)
-    stores = " ".join(str(report.path) for report in reports)
+    stores = out / "stores"
     lines = [
         "",
-        f"Written: stores in {out / 'stores'}, every number in {table}.",
+        f"Written: stores in {stores}, every number in {table}.",
         "What to type next:",
-        f"  medprobe info {reports[0].path}            what a store holds, and what failed",
-        f"  medprobe probe {stores} --target {target} --test-size 0.3",
+        f"  medprobe info {reports[0].path}",
+        f"  medprobe probe {stores}/*.zarr --target {target} --test-size 0.3",
+        *([f"  medprobe probe {stores}/*.zarr --target infected"] if data == "smears" else []),
+        f"  medprobe embed MY_IMAGES -m {models[0]} -o stores",
     ]
-    if data == "smears":
-        lines.append(
-            f"  medprobe probe {stores} --target infected --group smear   a harder question, no image read again"
-        )
-    lines.append(f"  medprobe embed MY_IMAGES -m {models[0]} -o stores         the same on your own images")
     console().print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 

@@ -277,7 +277,7 @@ def test_paths_and_stores_are_both_accepted(store):
     assert [r.value for r in by_path] == [r.value for r in by_store]
 
 
-def test_on_folds_the_simplest_C_within_one_standard_error_is_taken(patients, tmp_path):
+def test_on_folds_the_simplest_setting_within_one_standard_error_is_taken(patients, tmp_path):
     X, samples = patients
     everything = samples.assign(split=samples["split"].replace("val", "train"))
     folds = make_store(tmp_path / "f.zarr", X, everything, group="patient", split="split")
