@@ -18,7 +18,7 @@ IMAGES = Path(__file__).parent / "images"
 def main(demo: Path) -> None:
     """Write ``cells.png`` and ``leaderboard.svg``."""
     contact_sheet(demo / "manifest.csv", columns=10, rows=2).save(IMAGES / "cells.png")
-    console = Console(record=True, width=132, file=Path("/dev/null").open("w"))  # noqa: SIM115
+    console = Console(record=True, width=168, file=Path("/dev/null").open("w"))  # noqa: SIM115
     print_leaderboard(read_results([demo / "results"]), to=console)
     svg = console.export_svg(title="medprobe demo")
     # Rich names a web font; a picture in a README asks nothing of another machine.
