@@ -127,10 +127,10 @@ def print_leaderboard(rows: list[Row], to: Console | None = None) -> None:
     for table in leaderboard_tables(rows):
         to.print(table)
     for note in dict.fromkeys(note for row in rows if row.primary for note in row.notes):
-        to.print(f"note: {note}", style="yellow", markup=False)
+        to.print(f"note: {note}", style="yellow", markup=False, highlight=False)
     failed = {row.encoder: row.n_failed for row in rows if row.n_failed}
     for encoder, count in failed.items():
-        to.print(f"note: {encoder}: {count} images without features take no part", style="yellow", markup=False)
+        to.print(f"note: {encoder}: {count} images without features take no part", style="yellow", markup=False, highlight=False)
 
 
 def describe_settings(settings: Any) -> str:

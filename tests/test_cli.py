@@ -177,6 +177,21 @@ def test_models_lists_every_family():
     assert list(json.loads(run("models", "efficientnet-lite0", "--json").stdout)) == ["imagenet/efficientnet-lite0"]
 
 
+def test_the_demo_on_a_medmnist_set_checks_what_it_gets(tmp_path, monkeypatch):
+    medmnist = pytest.importorskip("medmnist")
+    url = (tmp_path / "served.npz").as_uri()
+    served = {"images": np.zeros((6, 8, 8), np.uint8)}
+    np.savez(tmp_path / "served.npz", **{f"{s}_{k}": v for s in ("train", "val", "test") for k, v in served.items()})
+    monkeypatch.setitem(medmnist.INFO, "breastmnist", {"url": url, "MD5": "0" * 32})
+    done = run("demo", "-o", tmp_path / "demo", "--data", "breastmnist")
+    assert done.exit_code == 1
+    assert "its MD5 is" in done.stderr
+    monkeypatch.setitem(medmnist.INFO, "breastmnist", {"url": "http://127.0.0.1:9/no.npz", "MD5": "0" * 32})
+    done = run("demo", "-o", tmp_path / "offline", "--data", "breastmnist")
+    assert done.exit_code == 2
+    assert f"put it at {tmp_path / 'offline' / 'breastmnist.npz'}" in " ".join(done.stderr.split())
+
+
 def test_the_demo_for_real(tmp_path):
     done = run("demo", "-o", tmp_path / "demo")
     assert done.exit_code == 0, done.stderr

@@ -46,7 +46,7 @@ def write_legacy(content: Any, path: Path) -> None:
 
 
 def write_pickle(content: Any, path: Path) -> None:
-    path.write_bytes(pickle.dumps(content))
+    path.write_bytes(pickle.dumps(content, protocol=2))
 
 
 @pytest.mark.parametrize("write", [write_zip, write_legacy, write_pickle])
