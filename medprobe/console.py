@@ -130,7 +130,12 @@ def print_leaderboard(rows: list[Row], to: Console | None = None) -> None:
         to.print(f"note: {note}", style="yellow", markup=False, highlight=False)
     failed = {row.encoder: row.n_failed for row in rows if row.n_failed}
     for encoder, count in failed.items():
-        to.print(f"note: {encoder}: {count} images without features take no part", style="yellow", markup=False, highlight=False)
+        to.print(
+            f"note: {encoder}: {count} images without features take no part",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
 
 
 def describe_settings(settings: Any) -> str:

@@ -47,11 +47,6 @@ class Spec:
     def __str__(self) -> str:
         return f"{self.family}/{self.name}" + (f"@{self.tag}" if self.tag else "")
 
-    @property
-    def slug(self) -> str:
-        """The name as a file name: ``imagenet/resnet50@a1`` becomes ``imagenet--resnet50@a1``."""
-        return str(self).replace("/", "--").replace(":", "-")
-
 
 def parse_spec(text: str) -> Spec:
     """Return the parts of ``family/name[@tag]``.

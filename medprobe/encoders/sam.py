@@ -144,7 +144,7 @@ def geometry(size: int, exact_decode: bool) -> Geometry:
     """Return how an image reaches the network at a size; :class:`SamEncoder` says why."""
     if size == NATIVE:
         return Geometry((size, size), resize=None, crop="pad", interpolation="bilinear", exact_decode=exact_decode)
-    side = round(size * 240 / 224)
+    side = round(size * 256 / 224)
     return Geometry(
         (size, size), resize=(side, side), crop="center", interpolation="bilinear", exact_decode=exact_decode
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -110,7 +111,9 @@ class Decoder:
             # loky does not import the caller's main module, so that a plain script may call medprobe.embed.
             from joblib.externals.loky import ProcessPoolExecutor
 
-            self._pool = ProcessPoolExecutor(max_workers=self.workers, timeout=60)
+            self._pool = ProcessPoolExecutor(
+                max_workers=self.workers, timeout=60, initializer=_leave_interrupts_to_the_caller
+            )
         return cast("Future[Decoded]", self._pool.submit(decode, chunk, geometries))
 
     def _one_by_one(self, chunk: Sequence[Payload], geometries: Sequence[Geometry]) -> Decoded:
@@ -134,6 +137,10 @@ class Decoder:
         if self._pool is not None:
             self._pool.shutdown(wait=False, kill_workers=True)
             self._pool = None
+
+
+def _leave_interrupts_to_the_caller() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def default_workers() -> int:
