@@ -102,6 +102,16 @@ def test_full_size_networks_have_the_keys_and_shapes_of_the_released_files(name:
             seem.network({**state, "backbone.extra.weight": torch.empty(1)}, seem.VARIANTS[name], name)
 
 
+def test_full_size_networks_have_the_numbers_of_heads_that_no_shape_tells() -> None:
+    with torch.device("meta"):
+        davit: Any = seem.VARIANTS["davit-d3"].build()
+        sam: Any = seem.VARIANTS["samvit-b"].build()
+    assert [stage.blocks[0].spatial_block.attn.num_heads for stage in davit.stages] == [4, 8, 16, 32]
+    assert [stage.blocks[0].channel_block.attn.groups for stage in davit.stages] == [4, 8, 16, 32]
+    assert [block.attn.num_heads for block in sam.blocks] == [12] * 12
+    assert [i for i, block in enumerate(sam.blocks) if block.window_size == 0] == [2, 5, 8, 11]
+
+
 @pytest.mark.parametrize(("name", "width"), [("focal-t", 768), ("davit-d3", 1024), ("samvit-b", 1024)])
 def test_full_size_networks_run(name: str, width: int) -> None:
     module = randomised(seem.VARIANTS[name].build())

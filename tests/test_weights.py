@@ -22,7 +22,7 @@ from medprobe.encoders import weights
 from medprobe.encoders.weights import fetch, load_strictly, looks_like, read_checkpoint, state_dict_of
 from medprobe.errors import DataError, UsageError
 
-BODY = os.urandom(3 << 20)
+BODY = bytes(range(256)) * (3 << 12)  # three pieces
 DIGEST = hashlib.sha256(BODY).hexdigest()
 STATE = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.zeros(2)}
 
@@ -242,7 +242,7 @@ def test_a_wrong_file_is_not_kept(site: str, cache: Path) -> None:
     assert list(cache.iterdir()) == []
 
 
-@pytest.mark.parametrize("sha256", [DIGEST, None])
+@pytest.mark.parametrize("sha256", [DIGEST, None], ids=["known", "unknown"])
 def test_a_cached_file_that_changed_is_refused(site: str, sha256: str | None, cache: Path) -> None:
     path = fetch("test/a", f"{site}/file", sha256, "a.pth")
     path.write_bytes(BODY[:-1] + b"x")
@@ -284,6 +284,7 @@ def refuse(*args: Any) -> str:
         ("missing", "HTTP Error 404"),
         ("away", "ftp://127.0.0.1/file is not HTTPS"),
     ],
+    ids=["cut", "chunks", "missing", "away"],
 )
 def test_a_file_that_does_not_come_whole_is_not_kept(site: str, page: str, reason: str, cache: Path) -> None:
     with pytest.raises(UsageError, match=rf"{site}/{page} cannot be reached \({reason}"):

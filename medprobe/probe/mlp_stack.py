@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     import torch
 
 Precision = Literal["fp32", "bf16", "auto"]
+
+# Steps on fewer numbers than this are too short to share: threads wait for each other longer than they work, and many
+# times longer on a processor that has something else to do.
+_SMALL = 1 << 24
 
 _ROWS = 1024  # held-out rows that go through all networks at once
 
@@ -101,22 +106,36 @@ def train(
     data = _Data(X, Y, class_weight, device, dtype)
     held_out = None if validation is None else _Data(*validation, class_weight, device, dtype)
     trained: dict[int, Trained] = {}
-    for hidden in dict.fromkeys(setting.hidden for setting in settings):
-        members = [i for i, setting in enumerate(settings) if setting.hidden == hidden]
-        stack = _Stack([settings[i] for i in members], data.X.shape[1], n_classes, device)
-        order, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
-        for epoch in range(1, max_epochs + 1):
-            shuffled = torch.randperm(len(data.X), generator=order).to(device)
-            for start in range(0, len(shuffled), batch_size):
-                stack.step(data, shuffled[start : start + batch_size], noise)
-            if held_out is not None:
-                stack.keep_best(epoch, stack.losses(held_out), patience)
-                if not len(stack.active):
-                    break
-        if held_out is None:
-            stack.keep_last(max_epochs)
-        trained.update(zip(members, stack.trained(), strict=True))
+    with _threads(1 if X.size < _SMALL else None):
+        for hidden in dict.fromkeys(setting.hidden for setting in settings):
+            members = [i for i, setting in enumerate(settings) if setting.hidden == hidden]
+            stack = _Stack([settings[i] for i in members], data.X.shape[1], n_classes, device)
+            order, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
+            for epoch in range(1, max_epochs + 1):
+                shuffled = torch.randperm(len(data.X), generator=order).to(device)
+                for start in range(0, len(shuffled), batch_size):
+                    stack.step(data, shuffled[start : start + batch_size], noise)
+                if held_out is not None:
+                    stack.keep_best(epoch, stack.losses(held_out), patience)
+                    if not len(stack.active):
+                        break
+            if held_out is None:
+                stack.keep_last(max_epochs)
+            trained.update(zip(members, stack.trained(), strict=True))
     return [trained[i] for i in range(len(settings))]
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Compute with that many threads, None for as many as there are, and put the number back."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _torch() -> Any:
