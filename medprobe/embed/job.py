@@ -176,8 +176,10 @@ def _tried_precision(
 ) -> tuple[str, Mapping[str, float]]:
     """Return the precision to compute in, and the largest value of each view; ``auto`` falls back to fp32 on evidence."""
     chosen = choose_precision(precision, device)
-    pixels = to_pixels(encoder, sample)
-    cosine, largest = lowest_cosine(encoder, pixels, chosen)
+    # One by one: nothing is known yet about how many fit the device's memory.
+    tries = [lowest_cosine(encoder, to_pixels(encoder, image[None]), chosen) for image in sample]
+    cosine = min(lowest for lowest, _ in tries)
+    largest = {view: max(found[view] for _, found in tries) for view in encoder.views}
     if chosen != "fp32" and precision == "auto" and cosine < MIN_COSINE:
         log.warning(
             "%s: %s differs from fp32 (cosine %.5f on the first images): fp32 is used", encoder.name, chosen, cosine

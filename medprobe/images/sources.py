@@ -96,7 +96,10 @@ class ArrayImages:
             raise DataError(f"{path}: no array called train_images, val_images, test_images or images")
         images = cls(path, [], (status.st_size, status.st_mtime_ns))
         for prefix in prefixes:
-            shape, dtype = images._start(prefix)
+            try:
+                shape, dtype = images._start(prefix)
+            except ValueError as error:
+                raise DataError(f"{path}: {_member(prefix)} is damaged, or no array") from error
             if dtype not in (np.uint8, np.uint16) or not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))):
                 raise DataError(
                     f"{path}: {_member(prefix)} is {dtype}{list(shape)}; expected uint8 or uint16 of shape "

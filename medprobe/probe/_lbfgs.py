@@ -14,25 +14,24 @@ Indices = NDArray[np.intp]
 _MEMORY = 12
 _SUFFICIENT_DECREASE = 1e-4
 _SHORTEST_STEP = 1e-7
-_USUAL_FALL, _COLLAPSE = 0.8, 20.0
 
 
 class Batch(Protocol):
-    """P problems over M variables each: a convex loss plus half the squared norm of the variables in `ridge` (M,).
-
-    `curvature` (P, blocks, M / blocks) estimates the diagonal of the loss's Hessian at the start; `noise` is the
-    relative rounding error of objectives.
-    """
+    """P convex problems over M variables each; `noise` is the relative rounding error of their objectives."""
 
     noise: float
-    ridge: NDArray[np.bool_]
-    curvature: Floats
 
     def start(self) -> tuple[Floats, Floats, Floats]:
         """Starting points (P, M), their objectives (P,) and gradients (P, M)."""
 
     def evaluate(self, x: Floats, problems: Indices) -> tuple[Floats, Floats]:
         """Objectives (a,) and gradients (a, M) at x (a, M) of the given problems."""
+
+    def precondition(self, g: Floats, problems: Indices) -> Floats:
+        """An estimate of the inverse Hessian times g (a, M), at the points last given to `refresh`."""
+
+    def refresh(self, x: Floats, problems: Indices) -> None:
+        """Adapt the preconditioner of the given problems to x (a, M)."""
 
 
 @dataclass(frozen=True)
@@ -62,38 +61,20 @@ def _shortening(f: Floats, f_trial: Floats, slope: Floats, slope_trial: Floats) 
 
 
 class _Memory:
-    """The last steps and gradient changes of the active problems, and the diagonal Hessian they start from.
+    """The last steps and gradient changes of the active problems."""
 
-    The diagonal is ridge + factor * curvature, with a factor for each problem and block of variables that follows the
-    loss's curvature away from the starting point and leaves the known ridge part alone. Each step measures it only
-    along itself, where it tends to be lowest, so it falls by no more than a fifth at a time, unless it is off by so
-    much that the classes must be separating.
-    """
-
-    def __init__(self, batch: Batch) -> None:
-        self.ridge = batch.ridge
-        self.curvature = batch.curvature
-        self.factor = np.ones(batch.curvature.shape[:2])
+    def __init__(self) -> None:
         self.pairs: list[tuple[Floats, Floats, Floats]] = []
 
     def keep(self, problems: NDArray[np.bool_]) -> None:
-        self.curvature = self.curvature[problems]
-        self.factor = self.factor[problems]
         self.pairs = [(s[problems], y[problems], rho[problems]) for s, y, rho in self.pairs]
 
     def push(self, s: Floats, y: Floats, accepted: NDArray[np.bool_]) -> None:
         product = _dot(s, y)
-        useful = accepted & (product > 0)
-        rho = np.divide(1.0, product, out=np.zeros_like(product), where=useful)
+        rho = np.divide(1.0, product, out=np.zeros_like(product), where=accepted & (product > 0))
         self.pairs = [*self.pairs[1 - _MEMORY :], (s, y, rho)]
-        modelled = (self.curvature * np.square(s).reshape(self.curvature.shape)).sum(axis=2)
-        measured = (s * (y - s * self.ridge)).reshape(self.curvature.shape).sum(axis=2)
-        usable = useful[:, None] & (modelled > 0) & (measured > 0)
-        factor = np.divide(measured, modelled, out=self.factor.copy(), where=usable)
-        fall = np.minimum(_USUAL_FALL, np.sqrt(_COLLAPSE * factor / self.factor))
-        self.factor = np.clip(np.maximum(factor, fall * self.factor), 1e-12, 30.0)
 
-    def direction(self, g: Floats) -> Floats:
+    def direction(self, g: Floats, batch: Batch, problems: Indices) -> Floats:
         """Minus the inverse Hessian estimate times g: (a, M)."""
         q = -g
         coefficients = []
@@ -101,9 +82,7 @@ class _Memory:
             alpha = rho * _dot(s, q)
             q -= alpha[:, None] * y
             coefficients.append(alpha)
-        diagonal = (self.factor[:, :, None] * self.curvature).reshape(g.shape) + self.ridge
-        # Variables without ridge and without curvature have no influence on the objective.
-        q = np.divide(q, diagonal, out=np.zeros_like(q), where=diagonal > 0)
+        q = batch.precondition(q, problems)
         for (s, y, rho), alpha in zip(self.pairs, reversed(coefficients), strict=True):
             beta = rho * _dot(y, q)
             q += (alpha - beta)[:, None] * s
@@ -121,9 +100,9 @@ def minimise(batch: Batch, *, tol: float, max_iter: int) -> Found:
     x, f, g = batch.start()
     f_start, g_start = f.copy(), np.sqrt(_dot(g, g))
     active: Indices = np.arange(f.size)
-    found = Found(x.copy(), f.copy(), np.sqrt(_dot(g, g)), np.ones(f.size, np.intp), np.zeros(f.size, bool))
-    memory = _Memory(batch)
-    d = memory.direction(g)
+    found = Found(x.copy(), f.copy(), g_start.copy(), np.ones(f.size, np.intp), np.zeros(f.size, bool))
+    memory = _Memory()
+    d = memory.direction(g, batch, active)
     slope = _dot(g, d)
     step = np.ones(f.size)
     for evaluations in range(1, max_iter + 1):
@@ -154,12 +133,13 @@ def minimise(batch: Batch, *, tol: float, max_iter: int) -> Found:
         # Where rounding hides the change of the objective, the slope along the step still tells.
         level = (np.abs(f_trial - f) <= unresolved) & (np.abs(slope_trial) <= 0.9 * np.abs(slope))
         accepted = enough | level
+        step = np.where(accepted, 1.0, step * _shortening(f, f_trial, slope * step, slope_trial * step))
         if accepted.any():
             memory.push(s, g_trial - g, accepted)
-        step = np.where(accepted, 1.0, step * _shortening(f, f_trial, slope * step, slope_trial * step))
-        x = np.where(accepted[:, None], x + s, x)
-        f = np.where(accepted, f_trial, f)
-        g = np.where(accepted[:, None], g_trial, g)
-        d = np.where(accepted[:, None], memory.direction(g), d)
-        slope = _dot(g, d)
+            x = np.where(accepted[:, None], x + s, x)
+            f = np.where(accepted, f_trial, f)
+            g = np.where(accepted[:, None], g_trial, g)
+            batch.refresh(x[accepted], active[accepted])
+            d = np.where(accepted[:, None], memory.direction(g, batch, active), d)
+            slope = _dot(g, d)
     return found

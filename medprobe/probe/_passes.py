@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from medprobe.probe._curvature import class_moments
+
 Floats = NDArray[np.floating[Any]]
 
 # Above this margin exp() is close to overflowing in float32, and the sums are formed relative to the largest margin.
@@ -27,6 +29,8 @@ _COPY_ROWS = 4096
 # OpenBLAS multiplies without packing below this many multiplications, up to three times faster when thin.
 _SMALL_PRODUCT = 10**6
 _THIN_COLUMNS = 4
+# Rows from which curvature is estimated.
+_SAMPLE_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class OrderedRows:
         self.X = _ordered_copy(X, order, center, scale, dtype, pool)
         self.weights = weights[:, order].astype(dtype)
         self.labels = Y[order].reshape(order.size, self.n_labels).T
+        self.sample = np.arange(0, order.size, max(1, order.size // _SAMPLE_ROWS))
 
 
 class LossPasses:
@@ -86,6 +91,10 @@ class LossPasses:
         self._threads: int = pool._max_workers
         self._X, self._weights, self._groups = rows.X, rows.weights, rows.groups
         self._n_labels = rows.n_labels
+        self._sample, self._sample_weights = rows.X[rows.sample], rows.weights[:, rows.sample].astype(np.float64)
+        totals, sampled = rows.weights.sum(axis=1, dtype=np.float64), self._sample_weights.sum(axis=1)
+        factor = np.divide(totals, sampled, out=np.ones_like(totals), where=sampled > 0)
+        self._sample_weights = (self._sample_weights * factor[:, None]).astype(rows.X.dtype)
         self.dtype = rows.X.dtype
         self.n_columns = max(rows.n_classes - 1, 1)
         self._softmax = rows.n_classes > 2
@@ -122,6 +131,21 @@ class LossPasses:
             G[:, active] += run_G.reshape(k, -1, D)
             gb[:, active] += run_gb.reshape(k, -1)
         return loss, G, gb
+
+    def moments(self, W: Floats, b: Floats, contrasts: Floats, units: NDArray[np.intp]) -> Floats:
+        """`class_moments` of A problems, estimated from a sample of rows; W (A, k, D), b (A, k) in contrasts (K, k)."""
+        k = W.shape[1]
+        contrasts, intercepts = contrasts.astype(self.dtype), b.astype(self.dtype)
+
+        def of_problems(part: NDArray[np.intp]) -> list[Floats]:
+            logits = W[part].reshape(-1, W.shape[2]).astype(self.dtype) @ self._sample.T
+            logits += intercepts[part].reshape(-1, 1)
+            weights = self._sample_weights[units[part]]
+            each = zip(logits.reshape(part.size, k, -1), intercepts[part], weights, strict=True)
+            return [class_moments(own, intercept, contrasts, weight) for own, intercept, weight in each]
+
+        parts = np.array_split(np.arange(len(W)), min(len(W), 2 * self._threads))
+        return np.array([moments for job in self._pool.map(of_problems, parts) for moments in job], dtype=np.float64)
 
     def _runs(self, group: _Group) -> Iterator[tuple[int, int]]:
         """Stretches of a group's rows of about the same length, some for every thread."""

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import helmert
 
+from medprobe.probe._curvature import CurvatureModel
 from medprobe.probe._lbfgs import minimise
 from medprobe.probe._passes import Floats, LossPasses, OrderedRows, centre_and_scale, worker_threads
 
 # L-BFGS keeps some 30 float64 arrays of a batch's coefficients: this many of them make 0.5 GB.
 _BATCH_COEFFICIENTS = 2**21
-_GRAM_ROWS = 2048
+_GRAM_ROWS = 4096
 # Log odds given to a class without a training row, whose best intercept is minus infinity.
 _ABSENT = -30.0
 # Features with means below this are not centred: it would gain nothing and cost a copy.
@@ -137,7 +138,7 @@ def solve_path(
     unit = fold * n_labels + label
     describe = _describe_softmax if n_classes > 2 else _describe_binary
     units = describe(Y, weights, n_classes if n_classes > 2 else n_labels)
-    n_out, k = units.classes.shape[1:]
+    n_out, k = units.reported.shape
     coef, intercept = np.empty((unit.size, n_out, X.shape[1])), np.empty((unit.size, n_out))
     objective, grad_norm = np.empty(unit.size), np.empty(unit.size)
     n_iter, converged = np.empty(unit.size, dtype=np.intp), np.empty(unit.size, dtype=bool)
@@ -184,17 +185,17 @@ def _unit_weights(Y: NDArray[Any], sample_weight: ArrayLike | None) -> Floats:
 
 @dataclass(frozen=True)
 class _Units:
-    """What a (fold, label) pair fixes for its problems: U units, K logits, k columns of the passes.
+    """What a (fold, label) pair fixes for its problems: U units of k logits, for K classes.
 
-    `classes` (U, K, k) turns class coordinates into the logits of the K classes and has orthonormal columns; `coded`
-    (U, k, k) turns them into the columns of the passes. `curvature` (U, k) is the Hessian of the loss in class
-    coordinates, at the class frequencies and summed over rows, for a feature of unit variance; `start` (U, k) are the
-    intercepts of the constant model.
+    `hessian` (U, k, k) is that of the loss in the intercepts at the class frequencies; `start` (U, k) are the
+    intercepts of the constant model. All units share the coordinates of the logits: `contrasts` (K, k) turns them into
+    one score a class, `coded` (k, k) into the columns of the passes, `reported` (n_out, k) into those of the solution.
     """
 
-    classes: Floats
+    contrasts: Floats
     coded: Floats
-    curvature: Floats
+    reported: Floats
+    hessian: Floats
     start: Floats
 
 
@@ -204,12 +205,9 @@ def _describe_softmax(Y: NDArray[Any], weights: Floats, n_classes: int) -> _Unit
     share = counts / np.where(total > 0, total, 1)
     log_share = np.log(share, out=np.full_like(share, _ABSENT), where=share > 0)
     contrasts = helmert(n_classes).T
-    hessian = share[:, :, None] * np.eye(n_classes) - share[:, :, None] * share[:, None, :]
-    curvature, rotation = np.linalg.eigh(contrasts.T @ hessian @ contrasts)
-    classes = contrasts @ rotation
-    start = np.einsum("uKk,uK->uk", classes, log_share)
-    curvature = np.where(curvature > 1e-12, curvature, 0) * total
-    return _Units(classes, classes[:, 1:] - classes[:, :1], curvature, start)
+    spread = counts[:, :, None] * np.eye(n_classes) - counts[:, :, None] * share[:, None, :]
+    hessian = contrasts.T @ spread @ contrasts
+    return _Units(contrasts, contrasts[1:] - contrasts[0], contrasts, hessian, log_share @ contrasts)
 
 
 def _describe_binary(Y: NDArray[Any], weights: Floats, n_labels: int) -> _Units:
@@ -219,8 +217,8 @@ def _describe_binary(Y: NDArray[Any], weights: Floats, n_labels: int) -> _Units:
     share = np.divide(positive, total, out=np.full_like(total, 0.5), where=total > 0)
     with np.errstate(divide="ignore"):
         start = np.clip(np.log(share) - np.log1p(-share), _ABSENT, -_ABSENT)
-    identity = np.ones((total.size, 1, 1))
-    return _Units(identity, identity, (total * share * (1 - share))[:, None], start[:, None])
+    hessian = (total * share * (1 - share))[:, None, None]
+    return _Units(np.array([[0.0], [1.0]]), np.eye(1), np.eye(1), hessian, start[:, None])
 
 
 class _Problems:
@@ -245,54 +243,66 @@ class _Problems:
         self._C = penalty
         self._scale = scale
         variance = np.append(spectrum.eigenvalues, 1.0)
+        self._ridge = np.append(np.ones_like(spectrum.eigenvalues), 0.0)
         self._shape = (units.coded.shape[1], variance.size)
+        self._model = CurvatureModel(variance, self._ridge, penalty[:, None, None] * units.hessian[unit])
         self.noise = float(np.finfo(passes.dtype).eps)
-        self.ridge = np.tile(np.arange(variance.size) < variance.size - 1, self._shape[0])
-        self.curvature = (penalty[:, None] * units.curvature[unit])[:, :, None] * variance
 
     def start(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """The constant models: points, objectives and gradients. A unit is evaluated once for all its C."""
         theta = np.zeros((self._unit.size, *self._shape))
         theta[:, :, -1] = self._units.start[self._unit]
-        x = theta.reshape(self._unit.size, -1)
         _, first, inverse = np.unique(self._unit, return_index=True, return_inverse=True)
-        loss, gradient = self._loss(x[first], first)
-        return x, self._C * loss[inverse], self._C[:, None] * gradient[inverse]
+        loss, gradient = self._loss(theta[first], first)
+        gradient = gradient.reshape(first.size, -1)
+        return theta.reshape(self._unit.size, -1), self._C * loss[inverse], self._C[:, None] * gradient[inverse]
 
     def evaluate(
         self, x: NDArray[np.float64], problems: NDArray[np.intp]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Objectives and gradients at x of the given problems."""
-        loss, gradient = self._loss(x, problems)
+        theta = x.reshape(-1, *self._shape)
+        loss, gradient = self._loss(theta, problems)
         C = self._C[problems]
-        penalised = x * self.ridge
-        return C * loss + 0.5 * np.einsum("am,am->a", penalised, x), C[:, None] * gradient + penalised
+        penalised = theta * self._ridge
+        f = C * loss + 0.5 * np.einsum("akm,akm->a", penalised, theta)
+        return f, (C[:, None, None] * gradient + penalised).reshape(x.shape)
+
+    def precondition(self, g: NDArray[np.float64], problems: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Inverse Hessian models times g."""
+        return np.asarray(self._model.solve(problems, g.reshape(-1, *self._shape)).reshape(g.shape))
+
+    def refresh(self, x: NDArray[np.float64], problems: NDArray[np.intp]) -> None:
+        """Adapt the Hessian models to x, by the sampled rows."""
+        theta = x.reshape(-1, *self._shape)
+        moments = self._passes.moments(self._weights(theta, problems), theta[:, :, -1], self._units.contrasts,
+                                       self._unit[problems])  # fmt: skip
+        self._model.refresh(problems, theta, self._C[problems, None, None, None, None] * moments)
 
     def coefficients(self, x: NDArray[np.float64]) -> tuple[Floats, Floats]:
-        """Coefficients (P, K, D) of the centred features and intercepts (P, K)."""
-        theta = self._units.classes[self._unit] @ x.reshape(-1, *self._shape)
-        coef = _rotate(theta[:, :, :-1], self._vectors.T)
-        if self._scale is not None:
-            coef /= self._scale[:, None, :]
-        return coef, theta[:, :, -1]
+        """Coefficients (P, n_out, D) of the centred features and intercepts (P, n_out)."""
+        theta = x.reshape(-1, *self._shape)
+        every = np.arange(self._unit.size)
+        reported = self._units.reported
+        return reported @ self._weights(theta, every), theta[:, :, -1] @ reported.T
 
-    def _loss(
-        self, x: NDArray[np.float64], problems: NDArray[np.intp]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Losses without C and ridge, and their gradients."""
-        unit = self._unit[problems]
-        coded = self._units.coded[unit]
-        theta = coded @ x.reshape(-1, *self._shape)
+    def _weights(self, theta: Floats, problems: NDArray[np.intp]) -> Floats:
+        """Weights (a, k, D) of the features in the passes, one set a contrast."""
         W = _rotate(theta[:, :, :-1], self._vectors.T)
         if self._scale is not None:
             W /= self._scale[problems, None, :]
-        loss, G, gb = self._passes(W.swapaxes(0, 1), theta[:, :, -1].T, unit)
-        G = G.swapaxes(0, 1)
+        return W
+
+    def _loss(self, theta: Floats, problems: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Losses (a,) without C and ridge, and their gradients (a, k, r + 1)."""
+        coded = self._units.coded
+        W = coded @ self._weights(theta, problems)
+        loss, G, gb = self._passes(W.swapaxes(0, 1), coded @ theta[:, :, -1].T, self._unit[problems])
+        G = coded.T @ G.swapaxes(0, 1)
         if self._scale is not None:
-            G = G / self._scale[problems, None, :]
-        gradient = np.concatenate([_rotate(G, self._vectors), gb.T[:, :, None]], axis=2)
-        back = coded.swapaxes(1, 2) @ gradient
-        return loss, back.reshape(problems.size, -1)
+            G /= self._scale[problems, None, :]
+        gradient = np.concatenate([_rotate(G, self._vectors), (coded.T @ gb).T[:, :, None]], axis=2)
+        return loss, gradient
 
 
 def _rotate(a: Floats, matrix: Floats) -> Floats:
