@@ -64,7 +64,7 @@ def _fetch_medmnist(name: str, out: Path) -> Path:
         from medmnist import INFO
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"--data {name}: addresses and checksums come from a package that is not installed: pip install 'medprobe[medmnist]'"
+            f"--data {name}: its address and checksum come with a package that is not here: pip install 'medprobe[medmnist]'"
         ) from error
     if name not in INFO:
         raise UsageError(f"--data {name}: smears, or one of {', '.join(INFO)}")

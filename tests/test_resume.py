@@ -278,7 +278,7 @@ def test_a_full_disk_is_one_clear_error_and_nothing_is_lost(images, tmp_path, mo
         real(path)
 
     monkeypatch.setattr(writer, "_sync", full)
-    with pytest.raises(DataError, match="block .* could not be written: No space left on device"):
+    with pytest.raises(DataError, match=r"block .* could not be written: No space left on device"):
         run(images, tmp_path / "out")
     monkeypatch.undo()
     assert tree(run(images, tmp_path / "out")) == tree(run(images, tmp_path / "whole"))

@@ -95,7 +95,7 @@ class LossPasses:
         totals, sampled = rows.weights.sum(axis=1, dtype=np.float64), self._sample_weights.sum(axis=1)
         factor = np.divide(totals, sampled, out=np.ones_like(totals), where=sampled > 0)
         self._sample_weights = (self._sample_weights * factor[:, None]).astype(rows.X.dtype)
-        self.dtype = rows.X.dtype
+        self.dtype: np.dtype[Any] = rows.X.dtype
         self.n_columns = max(rows.n_classes - 1, 1)
         self._softmax = rows.n_classes > 2
         if self._softmax:
