@@ -315,5 +315,19 @@ def test_values_too_large_for_float16_are_kept_in_float32(images, tmp_path):
     assert len(store.failures) == 0
 
 
+def test_features_that_are_not_finite_are_recorded_and_masked(images, tmp_path):
+    class Broken(FakeEncoder):
+        def forward_views(self, pixels):
+            views = super().forward_views(pixels)
+            views["mean"][pixels.amax(dim=(1, 2, 3)) == pixels.amin(dim=(1, 2, 3))] = float("nan")
+            return views
+
+    Image.new("RGB", (16, 16)).save(images / "b" / "27.png")
+    store = run(images, tmp_path, Broken(width=8, views=("cls", "mean"), image_size=16))
+    assert store.failures[["id", "stage"]].to_numpy().tolist() == [["b/27.png", "encode"]]
+    assert len(store.samples) == N - 1
+    assert np.isfinite(store.features("cls")).all()
+
+
 def test_a_manifest_object_will_do(images, tmp_path):
     assert len(run(read_manifest(images), tmp_path / "out").samples) == N
