@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -261,6 +263,19 @@ def test_workers_and_this_process_agree(folder):
             assert there.reasons == here.reasons
             for ours, theirs in zip(here.pixels, there.pixels, strict=True):
                 np.testing.assert_array_equal(ours, theirs)
+
+
+def test_workers_end_with_the_process_that_made_them(folder):
+    code = (
+        "import sys, time\nfrom medprobe.images.decode import Decoder\nfrom medprobe.images.geometry import Geometry\n"
+        "decoder = Decoder(2)\nnext(decoder.run([sys.argv[1:]] * 2, [Geometry((4, 4), 4)]))\n"
+        "print('ready', flush=True)\ntime.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder / "a/1.png")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.kill()
+    process.communicate(timeout=60)  # returns once no worker holds the pipe any more
 
 
 def test_the_demo_draws_the_same_images_twice(tmp_path):

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.linalg import helmert
 from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
@@ -15,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from medprobe.probe._curvature import CurvatureModel, class_moments
 from medprobe.probe.logistic import DEFAULT_CS, LogisticProbe, LogisticProbeCV, sweep_logistic
 from medprobe.probe.solver import Spectrum, solve_path
 
@@ -264,15 +266,17 @@ def test_sweep_binary_single_fold_and_multilabel_shapes():
 
 
 @pytest.mark.parametrize("absent", [0, 1, 2])
-def test_a_class_absent_from_a_fold_gets_no_probability_there(absent):
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+def test_a_class_absent_from_a_fold_gets_no_probability_there(absent, class_weight):
     X, y = make_data(n=300, K=3)
     train, val = np.flatnonzero(y != absent), np.arange(300)
-    (swept,) = sweep_logistic(X, y, [(train, val), (val, val)], [0.1], dtype="float64", tol=1e-12)
+    folds = [(train, val), (val, val)]
+    (swept,) = sweep_logistic(X, y, folds, [0.1], class_weight=class_weight, dtype="float64", tol=1e-12)
     assert swept[0][:, absent].max() < 1e-6
     assert swept[1][:, absent].max() > 0.01
     present = np.delete(np.arange(3), absent)
     # Two softmax columns share the penalty of one logit: w/2 and -w/2 cost half as much.
-    sk = reference(X[train], y[train], 0.2)
+    sk = reference(X[train], y[train], 0.2, class_weight=class_weight)
     np.testing.assert_allclose(swept[0][:, present], sk.predict_proba(X), atol=1e-4)
 
 
@@ -292,6 +296,37 @@ def test_many_irregular_folds():
     swept = sweep_logistic(X, y, [(a, b) for a, b in folds], [0.1], dtype="float64", tol=EXACT)
     for (train, val), proba in zip(folds, swept[0], strict=True):
         np.testing.assert_allclose(proba, reference(X[train], y[train], 0.1).predict_proba(X[val]), atol=1e-6)
+
+
+def test_more_logits_than_the_curvature_block_takes():
+    X, y = make_data(n=1500, D=10, K=20)
+    path = solve_path(X, y, [0.01, 1.0], dtype="float64", tol=1e-12)
+    assert path.converged.all()
+    for i, C in enumerate([0.01, 1.0]):
+        sk = LogisticRegression(C=C, tol=1e-10, max_iter=5000).fit(X, y)
+        best = objective(X, y, sk.coef_, sk.intercept_, C)
+        assert path.objective[0, i] == pytest.approx(best, rel=1e-7)
+
+
+def test_the_curvature_model_is_the_hessian_for_gaussian_features():
+    rng = np.random.default_rng(0)
+    n, D, k = 200_000, 4, 2
+    variance = np.array([4.0, 1.0, 0.5, 0.1, 1.0])
+    Z = np.hstack([rng.standard_normal((n, D)) * np.sqrt(variance[:-1]), np.ones((n, 1))])
+    theta = rng.standard_normal((k, D + 1))
+    contrasts = helmert(3).T
+    p = softmax(Z @ (contrasts @ theta).T, axis=1)
+    A = np.einsum("nc,ca,cb->nab", p, contrasts, contrasts) - np.einsum("na,nb->nab", p @ contrasts, p @ contrasts)
+    ridge = np.array([n / 10] * D + [0])
+    hessian = np.einsum("nab,ni,nj->aibj", A, Z, Z).reshape(k * (D + 1), -1) + np.diag(np.tile(ridge, k))
+    model = CurvatureModel(variance, ridge, np.eye(k)[None])
+    moments = class_moments(theta @ Z.T, theta[:, -1], contrasts, np.ones(n))
+    model.refresh(np.array([0]), theta[None], moments[None])
+    g = rng.standard_normal((1, k, D + 1))
+    expected = np.linalg.solve(hessian, g.ravel())
+    np.testing.assert_allclose(
+        model.solve(np.array([0]), g).ravel(), expected, rtol=0.05, atol=0.02 * abs(expected).max()
+    )
 
 
 def test_batches_of_problems_change_nothing(monkeypatch):

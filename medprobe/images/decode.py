@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -111,9 +113,7 @@ class Decoder:
             # loky does not import the caller's main module, so that a plain script may call medprobe.embed.
             from joblib.externals.loky import ProcessPoolExecutor
 
-            self._pool = ProcessPoolExecutor(
-                max_workers=self.workers, timeout=60, initializer=_leave_interrupts_to_the_caller
-            )
+            self._pool = ProcessPoolExecutor(max_workers=self.workers, timeout=60, initializer=_follow_the_caller)
         return cast("Future[Decoded]", self._pool.submit(decode, chunk, geometries))
 
     def _one_by_one(self, chunk: Sequence[Payload], geometries: Sequence[Geometry]) -> Decoded:
@@ -139,8 +139,16 @@ class Decoder:
             self._pool = None
 
 
-def _leave_interrupts_to_the_caller() -> None:
+def _follow_the_caller() -> None:
+    """Leave interrupts to the process that made this one, and end with it, even when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def default_workers() -> int:

@@ -17,7 +17,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from medprobe.probe._passes import Floats
+from medprobe.probe._passes import Floats, worker_threads
 from medprobe.probe.solver import PathSolution, Spectrum, solve_path
 
 Fold = tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]
@@ -34,7 +34,7 @@ Half decades move a validation score by less than its standard error.
 # Data with fewer entries are solved to the last digit in float64: it takes milliseconds.
 _SMALL = 2**16
 _TOL, _TOL_SMALL = 1e-6, 1e-18
-_PREDICT_ROWS = 4096
+_BLOCK_ROWS = 4096
 
 
 def sweep_logistic(
@@ -333,12 +333,21 @@ def _class_weights(
 def _standard_deviation(X: Floats, weights: Floats) -> NDArray[np.float64]:
     """Weighted standard deviation of each column (D,) in float64, 1 for constant ones."""
     rows = np.flatnonzero(weights)
+    # Moments about a row: those about zero would cancel where means are far above the spread.
+    origin = X[rows[0]]
+
+    def moments(start: int) -> Floats:
+        block = rows[start : start + _BLOCK_ROWS]
+        away = X[block] - origin
+        weight = weights[block].astype(X.dtype)
+        return np.stack([weight @ away, weight @ np.square(away)]).astype(np.float64)
+
+    with worker_threads() as pool:
+        mean, square = sum(pool.map(moments, range(0, rows.size, _BLOCK_ROWS)), np.zeros((2, X.shape[1])))
     total = weights[rows].sum()
-    blocks = [rows[start : start + _PREDICT_ROWS] for start in range(0, rows.size, _PREDICT_ROWS)]
-    mean = sum(weights[block] @ X[block].astype(np.float64) for block in blocks) / total
-    variance = sum(weights[block] @ np.square(X[block] - mean) for block in blocks) / total
+    variance = square / total - np.square(mean / total)
     # What rounding alone leaves of a constant column.
-    rounding = rows.size * np.finfo(np.float64).eps * np.abs(mean)
+    rounding = rows.size * np.finfo(np.float64).eps * np.abs(mean / total + origin)
     return np.sqrt(np.where(variance <= rounding**2, 1.0, variance))
 
 
@@ -348,8 +357,8 @@ def _linear(
     """X @ coef.T + intercept of all or some rows; float64 `coef` keeps raw features with large means exact."""
     n = X.shape[0] if rows is None else len(rows)
     out = np.empty((n, coef.shape[0]))
-    for start in range(0, n, _PREDICT_ROWS):
-        part = slice(start, start + _PREDICT_ROWS)
+    for start in range(0, n, _BLOCK_ROWS):
+        part = slice(start, start + _BLOCK_ROWS)
         block = X[part] if rows is None else X[rows[part]]
         out[part] = block @ coef.T + intercept
     return out

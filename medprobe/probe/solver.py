@@ -1,10 +1,9 @@
 """Many L2-penalised logistic regressions over one feature matrix, solved together.
 
 All values of C, folds and labels are columns of the same two matrix products an iteration. Coefficients are sought
-in the eigenvectors of the feature covariance, where the ridge term stays diagonal and the Hessian nearly is: its
-diagonal is the preconditioner of L-BFGS (Nocedal and Wright, Numerical Optimization, 2006, algorithm 7.4). Over the
-classes the Hessian is taken as its average at the class frequencies, as a Kronecker product with the covariance
-(after Boehning, Multinomial logistic regression algorithm, 1992).
+in the eigenvectors of the feature covariance, where the ridge term stays diagonal and the Hessian has a simple model
+(`medprobe.probe._curvature`), which preconditions L-BFGS (Nocedal and Wright, Numerical Optimization, 2006, algorithm
+7.4).
 """
 
 from __future__ import annotations
@@ -279,8 +278,8 @@ class _Problems:
     def refresh(self, x: NDArray[np.float64], problems: NDArray[np.intp]) -> None:
         """Adapt the Hessian models to x, by the sampled rows."""
         theta = x.reshape(-1, *self._shape)
-        moments = self._passes.moments(self._weights(theta, problems), theta[:, :, -1], self._units.contrasts,
-                                       self._unit[problems])  # fmt: skip
+        units = self._unit[problems]
+        moments = self._passes.moments(self._weights(theta, problems), theta[:, :, -1], self._units.contrasts, units)
         self._model.refresh(problems, theta, self._C[problems, None, None, None, None] * moments)
 
     def coefficients(self, x: NDArray[np.float64]) -> tuple[Floats, Floats]:
