@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +31,8 @@ from medprobe.store import (
     storable,
     table_digest,
 )
+
+_ATTEMPTS = 5
 
 
 def create_store(
@@ -92,6 +95,21 @@ def write_block(
 
     ``arrays`` holds every one of ``store.array_names``. Old files of the block go first: Zarr would read a torn one.
     """
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return _write_block_once(store, index, arrays, failures, made_with)
+        except FileNotFoundError:  # another process is at the same block and took a file away: both write the same
+            time.sleep(0.05 * (1 + secrets.randbelow(10)))
+    return _write_block_once(store, index, arrays, failures, made_with)
+
+
+def _write_block_once(
+    store: FeatureStore,
+    index: int,
+    arrays: Mapping[str, np.ndarray],
+    failures: Sequence[Failure],
+    made_with: Mapping[str, str],
+) -> Commit:
     rows = store.plan.block(index)
     record = store.commit_path(index)
     record.unlink(missing_ok=True)

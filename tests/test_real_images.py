@@ -43,6 +43,7 @@ def test_blood_cells(shared_data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_paediatric_chest_x_rays(shared_data, tmp_path):
     data = shared_data / "chestxray_kermany224" / "manifest.csv"
     found = embed_and_probe(data, tmp_path, [LITE0], "label", "patient", probes=["logreg"])

@@ -50,7 +50,8 @@ def test_a_bare_install_probes_without_torch(python, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = [row for row in json.loads(done.stdout) if row["primary"]]
     assert {row["probe"] for row in rows} == {"logreg", "knn"}
-    assert all(row["value"] > 0.95 and row["n_groups"] == 100 for row in rows)
+    assert [row["n_groups"] for row in rows] == [100, 100]
+    assert min(row["value"] for row in rows) > 0.9
     mlp = subprocess.run([*medprobe, "probe", str(store.path), "-p", "mlp"], capture_output=True, text=True)
     assert mlp.returncode == 2
     assert "pip install 'medprobe[torch]'" in mlp.stderr

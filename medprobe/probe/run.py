@@ -247,7 +247,7 @@ def _best(
     """Return the settings with the best primary metric on the held-out rows, the first of equal ones.
 
     Where the sweep is ordered and there are folds to tell the noise from, the first settings (the most regularised) are
-    taken whose mean over the folds is within one standard error of the best: the one-standard-error rule of Breiman,
+    taken whose score is within one standard error (over the folds) of the best: the one-standard-error rule of Breiman,
     Friedman, Olshen and Stone (Classification and Regression Trees, 1984, section 3.4.3). It goes no further than
     ``_SIMPLER`` places from the best: with few patients the error is wide enough to excuse a model of nothing.
     """
@@ -256,17 +256,16 @@ def _best(
     def score(rows: np.ndarray, proba: Floats) -> float:
         return sign * Scorer(question.target.task, y[rows], _clean(proba)).value(question.primary)
 
-    if each.ordered and len(pairs) >= _FOLDS_FOR_ERROR:
-        by_fold = np.array([[score(val, p) for (_, val), p in zip(pairs, proba, strict=True)] for _, proba in swept])
-        if np.isfinite(by_fold).all():
-            means = by_fold.mean(axis=1)
-            best = int(np.argmax(means))
-            error = by_fold[best].std(ddof=1) / np.sqrt(len(pairs))
-            simplest = max(0, best - _SIMPLER)
-            return swept[simplest + int(np.argmax(means[simplest:] >= means[best] - error))][0]
     held_out = np.concatenate([val for _, val in pairs])
-    scores = [score(held_out, np.concatenate(proba)) for _, proba in swept]
-    return swept[int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))][0]
+    scores = np.array([score(held_out, np.concatenate(proba)) for _, proba in swept])
+    best = int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))
+    if each.ordered and len(pairs) >= _FOLDS_FOR_ERROR:
+        by_fold = [score(val, proba) for (_, val), proba in zip(pairs, swept[best][1], strict=True)]
+        error = np.std(by_fold, ddof=1) / np.sqrt(len(by_fold))
+        if np.isfinite(error):
+            simplest = max(0, best - _SIMPLER)
+            best = simplest + int(np.argmax(scores[simplest:] >= scores[best] - error))
+    return swept[best][0]
 
 
 def _all_classes(estimator: Any, X: Floats, target: Target) -> Floats:
