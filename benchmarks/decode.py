@@ -70,7 +70,9 @@ def main(repeats: int) -> None:
         image = picture(width, height)
         for file_format in ("JPEG", "PNG"):
             data = encoded(image, file_format)
-            seconds = medians({"ours": lambda d=data: load_rgb(d, [GEOMETRY]), "full": lambda d=data: pillow(d)}, repeats)
+            seconds = medians(
+                {"ours": lambda d=data: load_rgb(d, [GEOMETRY]), "full": lambda d=data: pillow(d)}, repeats
+            )
             ours, full = load_rgb(data, [GEOMETRY])[0], pillow(data)
             np.testing.assert_array_equal(load_rgb(data, [EXACT])[0], full)
             difference = np.abs(ours.astype(float) - full).mean()
