@@ -115,8 +115,11 @@ def embed(
 ) -> None:
     """Embed every image with every encoder, once; run again, it finishes what is missing."""
     from medprobe.console import ProgressLine
-    from medprobe.embed.run import embed as run
 
+    try:
+        from medprobe.embed.run import embed as run
+    except ModuleNotFoundError as error:
+        raise UsageError(f"embed needs {error.name}, which is not installed: pip install 'medprobe[embed]'") from None
     if check not in {"stamp", "digest"}:
         raise UsageError(f"--check {check}: stamp or digest")
     signal.signal(signal.SIGTERM, _interrupt)

@@ -113,7 +113,9 @@ class Decoder:
             # loky does not import the caller's main module, so that a plain script may call medprobe.embed.
             from joblib.externals.loky import ProcessPoolExecutor
 
-            self._pool = ProcessPoolExecutor(max_workers=self.workers, timeout=60, initializer=_follow_the_caller)
+            self._pool = ProcessPoolExecutor(
+                max_workers=self.workers, timeout=60, initializer=_follow_the_caller, initargs=(os.getpid(),)
+            )
         return cast("Future[Decoded]", self._pool.submit(decode, chunk, geometries))
 
     def _one_by_one(self, chunk: Sequence[Payload], geometries: Sequence[Geometry]) -> Decoded:
@@ -139,10 +141,10 @@ class Decoder:
             self._pool = None
 
 
-def _follow_the_caller() -> None:
+def _follow_the_caller(caller: int) -> None:
     """Leave interrupts to the process that made this one, and end with it, even when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(caller,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
