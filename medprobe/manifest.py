@@ -197,8 +197,12 @@ def _from_table(path: Path, path_col: str | None, group_col: str | None, keep_co
     identifying = [c for c in table.columns if c.lower() in IDENTIFYING_COLUMNS and c not in named and c != where]
     kept = [c for c in table.columns if c not in {"id", where, *identifying}]
     samples = pd.DataFrame({"id": ids.to_numpy(dtype=object)})
+    groups = {group_col, *(c for c in kept if c.lower() in GROUP_COLUMNS)}
     for column in kept:
-        samples[column] = _typed(table[column])
+        # As numbers, patients 1.10 and 1.1 would be one.
+        samples[column] = (
+            table[column].map(_as_text).fillna("").astype(object) if column in groups else _typed(table[column])
+        )
     notes = []
     if identifying:
         notes.append(
