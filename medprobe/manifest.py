@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -200,9 +201,7 @@ def _from_table(path: Path, path_col: str | None, group_col: str | None, keep_co
     groups = {group_col, *(c for c in kept if c.lower() in GROUP_COLUMNS)}
     for column in kept:
         # As numbers, patients 1.10 and 1.1 would be one.
-        samples[column] = (
-            table[column].map(_as_text).fillna("").astype(object) if column in groups else _typed(table[column])
-        )
+        samples[column] = _texts(table[column]) if column in groups else _typed(table[column])
     notes = []
     if identifying:
         notes.append(
@@ -216,6 +215,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     try:
         if path.suffix.lower() == ".parquet":
             table = pd.read_parquet(path)
+            table = table.reset_index(drop=table.index.name is None)
         else:
             # Everything as text first: patient 007 must not become patient 7.
             table = pd.read_csv(
@@ -231,6 +231,8 @@ def _read_table(path: Path) -> pd.DataFrame:
         ) from error
     except Exception as error:
         raise DataError(f"{path}: could not be read as a table: {error}") from error
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes a surplus first field for row names
+        raise DataError(f"{path}: rows have more fields than the header has columns (a separator at their end?)")
     table.columns = [str(c) for c in table.columns]
     double = [c for c, n in Counter(table.columns).items() if n > 1]
     if double:
@@ -243,16 +245,23 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 def _typed(column: pd.Series) -> pd.Series:
     """Return a column as int64, float64 or text; text that would change as a number (007) stays text."""
+    if pd.api.types.is_datetime64_any_dtype(column.dtype):
+        return _texts(column)
     if pd.api.types.is_bool_dtype(column.dtype) or pd.api.types.is_numeric_dtype(column.dtype):
-        return column
+        return column.astype("float64") if column.isna().any() else column
     present = column.dropna()
     numbers = pd.to_numeric(present, errors="coerce")
-    padded = present.astype(str).str.match(r"^[+-]?0\d")
-    if not len(present) or numbers.isna().any() or padded.any():
-        return column.map(_as_text).fillna("").astype(object)
+    inexact = present.astype(str).str.match(r"^[+-]?(0\d|\d{16,}$)")
+    if not len(present) or numbers.isna().any() or inexact.any():
+        return _texts(column)
     if len(present) == len(column) and (numbers == numbers.round()).all() and numbers.abs().max() < 2**53:
         return numbers.astype("int64")
     return pd.to_numeric(column).astype("float64")
+
+
+def _texts(column: pd.Series) -> pd.Series:
+    """Return a column as text, empty where a value is missing."""
+    return column.map(_as_text, na_action="ignore").astype(object).where(column.notna(), "")
 
 
 def _as_text(value: object) -> str | float:
@@ -276,7 +285,7 @@ def _from_npz(path: Path) -> Manifest:
         if values is not None:
             if len(values) != count:
                 raise DataError(f"{path}: {prefix}_labels has {len(values)} rows for {count} images")
-            labels.append(values.reshape(count, -1))
+            labels.append(values.reshape(count, math.prod(values.shape[1:])))
     columns = {name: np.concatenate(parts) for name, parts in samples.items()}
     if all(prefix == "" for prefix, _ in images.members):
         del columns["split"]

@@ -116,7 +116,11 @@ class Decoder:
             self._pool = ProcessPoolExecutor(
                 max_workers=self.workers, timeout=60, initializer=_follow_the_caller, initargs=(os.getpid(),)
             )
-        return cast("Future[Decoded]", self._pool.submit(decode, chunk, geometries))
+        try:
+            return cast("Future[Decoded]", self._pool.submit(decode, chunk, geometries))
+        except BrokenProcessPool:  # by a chunk whose turn has not come yet
+            self._stop()
+            return self._submit(chunk, geometries)
 
     def _one_by_one(self, chunk: Sequence[Payload], geometries: Sequence[Geometry]) -> Decoded:
         parts = []

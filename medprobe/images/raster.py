@@ -142,7 +142,7 @@ def _reduce(image: Image.Image, geometries: Sequence[Geometry]) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in _DEEP_MODES:
         return _from_array(np.asarray(image))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import IO, Protocol
 import numpy as np
 
 from medprobe.errors import DataError
+
+# What zipfile and numpy raise for a damaged member; ValueError also for one that would need pickle.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError)
 
 # What a decoding worker gets for a row: a path that it opens itself, or the pixels.
 Payload = str | np.ndarray
@@ -98,7 +102,7 @@ class ArrayImages:
         for prefix in prefixes:
             try:
                 shape, dtype = images._start(prefix)
-            except ValueError as error:
+            except _DAMAGE as error:
                 raise DataError(f"{path}: {_member(prefix)} is damaged, or no array") from error
             if dtype not in (np.uint8, np.uint16) or not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))):
                 raise DataError(
@@ -133,7 +137,10 @@ class ArrayImages:
         """Return the labels of a split, or None where the file has none."""
         name = _member(prefix).replace("images", "labels")
         with np.load(self.path, allow_pickle=False) as arrays:
-            return np.asarray(arrays[name]) if name in arrays.files else None
+            try:
+                return np.asarray(arrays[name]) if name in arrays.files else None
+            except _DAMAGE as error:
+                raise DataError(f"{self.path}: {name} is damaged, or holds objects instead of numbers") from error
 
     def _start(self, prefix: str) -> tuple[tuple[int, ...], np.dtype]:
         if self._stream is not None:
@@ -154,9 +161,12 @@ class ArrayImages:
             self._start(prefix)
         assert self._stream is not None
         size = int(np.prod(self._shape[1:])) * self._dtype.itemsize
-        for _ in range(row - self._at[1]):
-            self._stream.read(size)
-        data = self._stream.read(size)
+        try:
+            for _ in range(row - self._at[1]):
+                self._stream.read(size)
+            data = self._stream.read(size)
+        except _DAMAGE as error:
+            raise DataError(f"{self.path}: {_member(prefix)} is damaged") from error
         if len(data) != size:
             raise DataError(f"{self.path}: {_member(prefix)} ends early; the file is damaged")
         self._at = (prefix, row + 1)
