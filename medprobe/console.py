@@ -107,7 +107,7 @@ def leaderboard_tables(rows: Iterable[Row]) -> list[Table]:
         table.add_column(f"{ranking[0].ci_level:.0%} interval", justify="right", no_wrap=True)
         table.add_column("tested images", justify="right")
         if unit != "image":
-            table.add_column(f"{unit} groups" if unit in {"group"} else f"{unit}s", justify="right")
+            table.add_column(f"{unit}s", justify="right")
         table.add_column("trained on", justify="right")
         table.add_column("settings", overflow="fold")
         for place, row in enumerate(ranking, 1):

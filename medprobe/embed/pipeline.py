@@ -14,7 +14,7 @@ from medprobe.errors import DataError
 from medprobe.images.decode import CHUNK, Decoded, Decoder
 from medprobe.images.sources import ImageSource, Payload
 from medprobe.manifest import Manifest
-from medprobe.store import DIGEST_ARRAY, STAMP_ARRAY, Failure
+from medprobe.store import DIGEST_ARRAY, DIGEST_BYTES, STAMP_ARRAY, Failure
 from medprobe.store_writer import write_block
 
 
@@ -114,7 +114,7 @@ class _Block:
     def __init__(self, jobs: Sequence[Job], start: int, stop: int) -> None:
         self.jobs, self.start, self.stop = jobs, start, stop
         n = stop - start
-        self.digests = np.zeros((n, 16), dtype=np.uint8)
+        self.digests = np.zeros((n, DIGEST_BYTES), dtype=np.uint8)
         self.stamps = np.zeros((n, 2), dtype=np.int64)
         self.read_failures: list[Failure] = []
         self.failures: list[list[Failure]] = [[] for _ in jobs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,12 +10,11 @@ import numpy as np
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from medprobe.errors import DataError, UsageError
+from medprobe.manifest import SPLIT_NAMES
 
 # A hold-out is put together from folds this fine.
 _FINE_FOLDS = 20
 INNER_FOLDS = 5
-
-_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ def given_split(values: Sequence[object], column: str, groups: np.ndarray | None
 
     """
     words = np.array([str(value).strip().lower() for value in values], dtype=object)
-    unknown = sorted({w for w in words if w not in _NAMES and w not in {"", "nan", "none"}})
+    unknown = sorted({w for w in words if w not in SPLIT_NAMES and w not in {"", "nan", "none"}})
     if unknown:
         raise DataError(f"--split-col {column}: '{unknown[0]}' is none of train, val, test")
-    sides = np.array([_NAMES.get(w, "") for w in words])
+    sides = np.array([SPLIT_NAMES.get(w, "") for w in words])
     rows = {side: np.flatnonzero(sides == side) for side in ("train", "val", "test")}
     for side in ("train", "test"):
         if not len(rows[side]):
@@ -113,8 +113,6 @@ def folds(
         splitter = KFold(**options) if multilabel else StratifiedKFold(**options)
     else:
         splitter = GroupKFold(**options) if multilabel else StratifiedGroupKFold(**options)
-    import warnings
-
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         pairs = list(splitter.split(np.zeros(len(y)), None if multilabel else y, groups))
