@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format venv clean
+.PHONY: demo test lint format parity venv clean
 
 demo: venv
 	$(BIN)/medprobe demo
@@ -16,6 +16,10 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Compare every encoder with its reference and write the table that docs/encoders.md shows.
+parity: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m parity --parity-table docs/parity.md
 
 format: venv
 	$(BIN)/ruff check --fix .

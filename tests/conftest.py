@@ -9,6 +9,8 @@ import pytest
 from medprobe.store import DIGEST_ARRAY, STAMP_ARRAY, FeatureStore, Plan, ids_digest
 from medprobe.store_writer import create_store, write_block
 
+pytest_plugins = ["parity"]
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -80,6 +80,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("layout", ["official", "huggingface"])
 @pytest.mark.parametrize("size", [(224, 224), (384, 384), (96, 160)])
+@pytest.mark.parity("blip", "official .pth, Hugging Face's", "transformers with the official epsilon")
 def test_every_view_equals_transformers(
     reference: Any, files: dict[str, str], layout: str, size: tuple[int, int]
 ) -> None:

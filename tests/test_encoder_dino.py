@@ -135,6 +135,9 @@ def dinov2_case(request: Any, tmp_path_factory: Any) -> tuple[str, Any, dict[str
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parity(
+    "dinov2", "official .pth, timm's, Hugging Face's", "transformers with the position resize of the official code"
+)
 def test_dinov2_equals_the_official_features_at_every_size(dinov2_case: Any, size: tuple[int, int]) -> None:
     name, model, files = dinov2_case
     pixels = images(*size)
@@ -156,6 +159,7 @@ def test_dinov2_files_of_three_layouts_are_the_same_numbers(dinov2_case: Any) ->
     assert all(torch.equal(features[0], other) for other in features)
 
 
+@pytest.mark.parity("dinov2", "official .pth, at 518 pixels", "timm")
 def test_dinov2_at_518_equals_timm(dinov2_case: Any) -> None:
     name, _, files = dinov2_case
     arch = "vit_small_patch14_reg4_dinov2" if name.endswith("-reg") else "vit_small_patch14_dinov2"
@@ -178,6 +182,7 @@ def test_dinov2_says_which_resize_it_uses(dinov2_case: Any) -> None:
     assert expected in architecture
 
 
+@pytest.mark.parity("dinov2", "official .pth, gated feed-forward as in ViT-g", "transformers")
 def test_dinov2_giant_feed_forward(tmp_path: Path) -> None:
     model = transformers.Dinov2Model(
         transformers.Dinov2Config(
@@ -238,6 +243,7 @@ def test_dinov2_errors(dinov2_case: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "patch"), [("dino/vits16", 16), ("dino/vits8", 8)])
+@pytest.mark.parity("dino", "official .pth", "transformers with the position resize of the official code")
 def test_dino_equals_the_official_features(
     name: str, patch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +270,7 @@ def test_dino_equals_the_official_features(
 
 
 @pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parity("dinov3", "official .pth, Hugging Face's", "transformers")
 def test_dinov3_equals_transformers(gated: bool, tmp_path: Path) -> None:
     """The released layouts of DINOv3: Hugging Face's, the official one (with its masked key bias) and timm's."""
     config = transformers.DINOv3ViTConfig(

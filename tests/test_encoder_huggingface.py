@@ -73,6 +73,7 @@ def pair(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "registers", "vit"])
+@pytest.mark.parity("hf", "Hugging Face's", "transformers")
 def test_transformers_with_a_class_token(kind: str, tmp_path: Path) -> None:
     model = build(kind)
     encoder = load_encoder(f"hf/{written(model, tmp_path)}")
@@ -97,6 +98,7 @@ def test_transformers_with_a_class_token(kind: str, tmp_path: Path) -> None:
         assert difference(ours[view], expected[view]) < 1e-4, view
 
 
+@pytest.mark.parity("hf", "Hugging Face's (CLIP)", "transformers")
 def test_clip_gives_its_projection_and_drops_the_text_tower(tmp_path: Path) -> None:
     model = build("clip")
     encoder = load_encoder(f"hf/{written(model, tmp_path)}")
@@ -117,6 +119,7 @@ def test_clip_gives_its_projection_and_drops_the_text_tower(tmp_path: Path) -> N
     assert not [name for name, _ in encoder.module.named_parameters() if "text" in name]
 
 
+@pytest.mark.parity("hf", "Hugging Face's (SigLIP)", "transformers")
 def test_siglip_gives_its_attention_pool(tmp_path: Path) -> None:
     model = build("siglip")
     encoder = load_encoder(f"hf/{written(model, tmp_path)}")
@@ -131,6 +134,7 @@ def test_siglip_gives_its_attention_pool(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["convnext", "resnet", "swin"])
+@pytest.mark.parity("hf", "Hugging Face's (ConvNeXt, ResNet, Swin)", "transformers")
 def test_pyramids_give_what_they_pool(kind: str, tmp_path: Path) -> None:
     model = build(kind)
     encoder = load_encoder(f"hf/{written(model, tmp_path)}")
@@ -142,6 +146,7 @@ def test_pyramids_give_what_they_pool(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "vit", "clip"])
+@pytest.mark.parity("hf", "Hugging Face's, at another size", "transformers")
 def test_other_size(kind: str, tmp_path: Path) -> None:
     model = build(kind)
     encoder = load_encoder(f"hf/{written(model, tmp_path)}", LoadOptions(image_size=96))

@@ -18,6 +18,7 @@ from medprobe.errors import DataError, UsageError
 
 
 @pytest.mark.parametrize("name", ["deit-s", "resnet50"])
+@pytest.mark.parity("imagenet", "authors' .pth", "timm")
 def test_equals_timm_from_the_authors_layout(name: str, tmp_path: Path) -> None:
     """A file as the authors released it: under ``model`` or bare, with its classifier."""
     model = imagenet.MODELS[name]
@@ -34,6 +35,7 @@ def test_equals_timm_from_the_authors_layout(name: str, tmp_path: Path) -> None:
     assert encoder.card.citation == model.citation
 
 
+@pytest.mark.parity("imagenet", "authors' .pth, at another size", "timm")
 def test_other_size_of_deit_equals_timm(tmp_path: Path) -> None:
     reference = randomised(timm.create_model("deit_small_patch16_224"))
     file = saved({"model": reference.state_dict()}, tmp_path / "deit.pth")
@@ -77,6 +79,7 @@ def test_an_alias_keeps_its_name_and_card(tmp_path: Path, monkeypatch: pytest.Mo
         load_encoder("aimv2/tiny")
 
 
+@pytest.mark.parity("aimv2", "Apple's", "timm")
 def test_aimv2_in_apples_own_layout(tmp_path: Path) -> None:
     """A narrow AIMv2: timm's own conversion is used for Apple's key names."""
     config = {"embed_dim": 64, "depth": 4, "num_heads": 2}

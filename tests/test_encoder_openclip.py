@@ -68,6 +68,7 @@ def case(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple
     return name, model, saved(training, tmp_path / "epoch_1.pt")
 
 
+@pytest.mark.parity("openclip, siglip2, coca", "open_clip's", "open_clip")
 def test_projected_equals_encode_image(case: Any) -> None:
     name, model, file = case
     encoder = load_encoder(f"openclip/{name}", LoadOptions(weights=file))
@@ -79,6 +80,7 @@ def test_projected_equals_encode_image(case: Any) -> None:
 
 
 @pytest.mark.parametrize("case", ["vit", "vit-quickgelu", "vit-avg", "coca"], indirect=True)
+@pytest.mark.parity("openclip, siglip2, coca", "open_clip's", "open_clip, with hooks")
 def test_other_views_equal_hooked_reference(case: Any) -> None:
     """Pooled, mean and blocks against what hooks see inside open_clip's own forward pass."""
     name, model, file = case
@@ -104,6 +106,7 @@ def test_other_views_equal_hooked_reference(case: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["vit", "coca", "timm-linear", "timm-map"])
+@pytest.mark.parity("openclip, siglip2, coca", "open_clip's, at another size", "open_clip")
 def test_other_size_equals_open_clip(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, CONFIGS[name])
     file = saved(randomised(open_clip.create_model(name)).state_dict(), tmp_path / "open_clip_model.safetensors")
@@ -117,6 +120,7 @@ def test_other_size_equals_open_clip(name: str, tmp_path: Path, monkeypatch: pyt
         assert "antialias on" in encoder.architecture
 
 
+@pytest.mark.parity("openclip, siglip2, coca", "open_clip's, timm tower", "timm")
 def test_views_of_a_timm_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "timm-linear", CONFIGS["timm-linear"])
     model = randomised(open_clip.create_model("timm-linear"))
@@ -155,6 +159,7 @@ def test_the_tag_decides_the_activation(tmp_path: Path, monkeypatch: pytest.Monk
     assert "QuickGELU" not in plain.architecture
 
 
+@pytest.mark.parity("openclip/biomedclip", "open_clip_pytorch_model.bin", "open_clip")
 def test_biomedclip_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = openclip._BIOMEDCLIP_CONFIG
     tiny = {**config["vision_cfg"], "timm_model_name": "test_vit", "image_size": 160}

@@ -104,6 +104,7 @@ def expected_views(encoder: Any, pixels: torch.Tensor) -> dict[str, torch.Tensor
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("size", [(224, 224), (512, 512), (160, 352), (1024, 1024)])
+@pytest.mark.parity("sam", "official .pth", "segment_anything, its tables resized")
 def test_every_view_equals_segment_anything(reference: Any, official: str, size: tuple[int, int]) -> None:
     encoder = load_encoder("sam/vit_b", LoadOptions(weights=official))
     pixels = images(*size, n=1 if size[0] == 1024 else 2)
@@ -132,6 +133,7 @@ def test_the_resize_of_either_table_matters(reference: Any, official: str) -> No
     assert difference(ours, expected_views(changed, pixels)["mean"]) > 1e-3
 
 
+@pytest.mark.parity("sam", "official .pth of vit_b, full size", "segment_anything, its tables resized")
 def test_the_full_size_file_loads_and_equals_segment_anything(tmp_path: Path) -> None:
     model = randomised(segment_anything.build_sam_vit_b())
     file = tmp_path / "sam_vit_b.pth"
@@ -159,6 +161,7 @@ def test_every_size_has_the_official_shapes(size: str) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
+@pytest.mark.parity("sam", "Hugging Face's", "transformers")
 def test_hugging_faces_file_equals_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 32, "mlp_dim": 128, "num_hidden_layers": 8, "num_attention_heads": 2}

@@ -43,6 +43,7 @@ def official(reference: Any, tmp_path_factory: Any) -> str:
 
 
 @pytest.mark.parametrize("size", [(224, 224), (320, 320), (256, 384)])
+@pytest.mark.parity("sam2", "official .pt", "transformers")
 def test_every_stage_equals_transformers(reference: Any, official: str, size: tuple[int, int]) -> None:
     encoder = load_encoder("sam2/tiny", LoadOptions(weights=official, image_size=224))
     pixels = images(*size)

@@ -66,6 +66,7 @@ def tiny_encoder(name: str, state: dict[str, torch.Tensor], folder: Path) -> Enc
 
 
 @pytest.mark.parametrize("name", VECTORS)
+@pytest.mark.parity("seem", "official .pt: focal-t, focal-l, davit-d3", "vectors of the original code")
 def test_every_view_equals_the_original_code(name: str, tmp_path: Path) -> None:
     weights, pixels, outputs = vectors(name)
     encoder = tiny_encoder(name, weights, tmp_path)
@@ -79,6 +80,7 @@ def test_every_view_equals_the_original_code(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", VECTORS)
+@pytest.mark.parity("seem", "official .pt: focal-t, focal-l, davit-d3", "vectors of the original code")
 def test_every_map_equals_the_original_code(name: str, tmp_path: Path) -> None:
     weights, pixels, outputs = vectors(name)
     with torch.inference_mode():
@@ -152,6 +154,7 @@ def pyramid(x: torch.Tensor, state: dict[str, torch.Tensor]) -> dict[str, torch.
 
 
 @pytest.mark.parametrize("side", [224, 1024])
+@pytest.mark.parity("seem", "official .pt: samvit-b", "segment_anything, its pyramid written out")
 def test_the_sam_variant_equals_segment_anything_with_a_pyramid(side: int, tmp_path: Path) -> None:
     pytest.importorskip("segment_anything")
     from test_encoder_sam import at_size, segment_anything

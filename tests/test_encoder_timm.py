@@ -32,6 +32,7 @@ def timm_at(name: str, file: str, size: int) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parity("timm", "timm's", "timm")
 def test_default_view_is_what_timms_classifier_sees(name: str, tmp_path: Path) -> None:
     model, file = timm_file(name, tmp_path)
     encoder = load_encoder(f"timm/{name}", LoadOptions(weights=file))
@@ -42,6 +43,7 @@ def test_default_view_is_what_timms_classifier_sees(name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_tiny_patch16_224"])
+@pytest.mark.parity("timm", "timm's", "timm")
 def test_views_of_a_vit(name: str, tmp_path: Path) -> None:
     model, file = timm_file(name, tmp_path, depth=8)
     # The name alone gives twelve blocks, so this file must not fit.
@@ -96,6 +98,7 @@ def test_windowed_networks_give_what_they_pool() -> None:
     assert difference(encoder.encode(pixels)["mean"], expected) < 1e-4
 
 
+@pytest.mark.parity("timm", "timm's, at another size", "timm")
 def test_other_size_equals_timm_at_that_size(tmp_path: Path) -> None:
     _, file = timm_file("test_vit", tmp_path)
     for size in (96, 224):
@@ -162,6 +165,7 @@ def mae_positions(table: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
+@pytest.mark.parity("mae", "official .pth", "timm")
 def test_mae_equals_its_linear_probes_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"patch_size": 16, "embed_dim": 48, "depth": 4, "num_heads": 4}
     monkeypatch.setitem(mae.MODELS, "vitb16", mae.Model(config, "", ""))
@@ -182,6 +186,7 @@ def test_mae_equals_its_linear_probes_features(tmp_path: Path, monkeypatch: pyte
         assert difference(ours["mean"], tokens[:, 1:].mean(dim=1)) < 1e-4
 
 
+@pytest.mark.parity("mae", "Hugging Face's", "transformers")
 def test_mae_from_hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transformers = pytest.importorskip("transformers")
     config = {"patch_size": 16, "embed_dim": 48, "depth": 4, "num_heads": 4}
