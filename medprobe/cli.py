@@ -292,18 +292,28 @@ def export(
 @app.command()
 def models(
     pattern: Annotated[str, typer.Argument(help="Only names with this in them.")] = "",
+    family: Annotated[list[str] | None, typer.Option("--family", "-f", help="Only these; may be repeated.")] = None,
+    here: Annotated[bool, typer.Option("--here", help="Only those that load without a network.")] = False,
+    max_parameters: Annotated[float | None, typer.Option(help="Only those of so many million, or fewer.")] = None,
     json: Json = False,
 ) -> None:
-    """List the encoders by family."""
-    from medprobe.encoders.registry import catalogue
+    """List the encoders: size, cost, vectors, licence, and whether their weights are here."""
+    from medprobe.encoders.catalogue import read_catalogue
 
-    found = {name: line for name, line in catalogue().items() if pattern.lower() in name.lower()}
+    found = [
+        entry
+        for entry in read_catalogue()
+        if pattern.lower() in entry.name.lower()
+        and (not family or entry.family in family)
+        and (not here or entry.availability in {"here", "none needed"})
+        and (max_parameters is None or (entry.parameters is not None and entry.parameters <= max_parameters * 1e6))
+    ]
     if json:
-        typer.echo(jsonlib.dumps(found, indent=1))
+        typer.echo(jsonlib.dumps([entry.to_dict() for entry in found], indent=1, ensure_ascii=False))
     else:
-        from medprobe.console import print_pairs
+        from medprobe.console import print_models
 
-        print_pairs("model", "what it is", found)
+        print_models(found)
 
 
 @app.command()

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -16,6 +16,7 @@ from medprobe.results import Row, ranked
 
 if TYPE_CHECKING:
     from medprobe.embed.pipeline import Progress
+    from medprobe.encoders.catalogue import Entry
     from medprobe.store import FeatureStore
 
 _PLAIN_WIDTH = 150
@@ -187,6 +188,29 @@ def print_info(store: FeatureStore, *, as_json: bool) -> None:
         console().print(table)
         if len(failures) > 20:
             print(f"... and {len(failures) - 20} more (--json lists all)")
+
+
+def print_models(entries: Sequence[Entry]) -> None:
+    """Print a table of encoders."""
+    table = Table()
+    table.add_column("model", overflow="fold")
+    for column in ("M params", "GMACs", "input"):
+        table.add_column(column, justify="right")
+    table.add_column("views (* default)", overflow="fold")
+    table.add_column("licence", overflow="fold")
+    table.add_column("weights", no_wrap=True)
+    for entry in entries:
+        views = ", ".join(f"{v}{'*' * (v == entry.default_view)} {width}" for v, width in entry.views.items())
+        table.add_row(
+            entry.name,
+            "" if entry.parameters is None else f"{entry.parameters / 1e6:.1f}",
+            "" if entry.gmacs is None else f"{entry.gmacs:.1f}",
+            "" if entry.input is None else "x".join(map(str, entry.input)),
+            views or entry.line,
+            entry.licence,
+            entry.availability,
+        )
+    console().print(table)
 
 
 def print_pairs(first: str, second: str, pairs: Mapping[str, str]) -> None:

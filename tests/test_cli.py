@@ -170,13 +170,6 @@ def test_probing_imports_neither_torch_nor_an_image_library():
     )
 
 
-def test_models_lists_every_family():
-    found = json.loads(run("models", "--json").stdout)
-    families = {name.split("/")[0] for name in found}
-    assert families >= {"timm", "imagenet", "baseline", "dinov2", "openclip", "blip", "hf"}
-    assert list(json.loads(run("models", "efficientnet-lite0", "--json").stdout)) == ["imagenet/efficientnet-lite0"]
-
-
 def test_the_demo_on_a_medmnist_set_checks_what_it_gets(tmp_path, monkeypatch):
     medmnist = pytest.importorskip("medmnist")
     url = (tmp_path / "served.npz").as_uri()

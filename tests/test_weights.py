@@ -19,6 +19,7 @@ import torch
 from encoder_helpers import saved
 
 from medprobe.encoders import weights
+from medprobe.encoders.cache import cache_folder
 from medprobe.encoders.weights import fetch, load_strictly, looks_like, read_checkpoint, state_dict_of
 from medprobe.errors import DataError, UsageError
 
@@ -316,4 +317,4 @@ def test_a_cache_that_cannot_be_written(site: str, tmp_path: Path) -> None:
 
 def test_the_cache_lies_in_the_home_folder_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEDPROBE_CACHE")
-    assert weights.cache_folder() == Path.home() / ".cache" / "medprobe"
+    assert cache_folder() == Path.home() / ".cache" / "medprobe"

@@ -52,6 +52,8 @@ def test_a_bare_install_probes_without_torch(python, tmp_path):
     assert {row["probe"] for row in rows} == {"logreg", "knn"}
     assert [row["n_groups"] for row in rows] == [100, 100]
     assert min(row["value"] for row in rows) > 0.9
+    listed = subprocess.run([*medprobe, "models", "sam/", "--json"], capture_output=True, text=True, check=True)
+    assert {entry["name"] for entry in json.loads(listed.stdout)} == {"sam/vit_b", "sam/vit_l", "sam/vit_h"}
     mlp = subprocess.run([*medprobe, "probe", str(store.path), "-p", "mlp"], capture_output=True, text=True)
     assert mlp.returncode == 2
     assert "pip install 'medprobe[torch]'" in mlp.stderr

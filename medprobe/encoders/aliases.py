@@ -19,7 +19,7 @@ class Alias:
     line: str
 
 
-def _aimv2(size: str, n_parameters: str) -> Alias:
+def _aimv2(size: str) -> Alias:
     card = Card(
         licence="Apple model licence (apple-amlr)",
         citation="Fini et al., Multimodal Autoregressive Pre-training of Large Vision Encoders, CVPR 2025",
@@ -27,39 +27,37 @@ def _aimv2(size: str, n_parameters: str) -> Alias:
         url="https://github.com/apple/ml-aim",
     )
     target = Spec("timm", f"aimv2_{size}_patch14_224", "apple_pt")
-    return Alias(target, card, f"AIMv2 {size}, patch 14, {n_parameters} parameters")
+    return Alias(target, card, f"AIMv2 {size}, patch 14")
 
 
-def _siglip2(model: str, n_parameters: str) -> Alias:
+def _siglip2(model: str) -> Alias:
     card = Card(
         licence="Apache-2.0",
         citation="Tschannen et al., SigLIP 2: Multilingual Vision-Language Encoders, arXiv 2502.14786",
         training_data="WebLI: 10 billion images with 12 billion texts in 109 languages",
         url=f"https://huggingface.co/timm/{model}",
     )
-    return Alias(Spec("openclip", model, "webli"), card, f"SigLIP 2 {model}, WebLI, {n_parameters} parameters")
+    return Alias(Spec("openclip", model, "webli"), card, f"SigLIP 2 {model}, WebLI")
 
 
-def _coca(model: str, n_parameters: str) -> Alias:
+def _coca(model: str) -> Alias:
     card = Card(
         licence="MIT",
         citation="Yu et al., CoCa: Contrastive Captioners are Image-Text Foundation Models, TMLR 2022; OpenCLIP",
         training_data="LAION-2B: 2 billion web images with captions",
         url="https://github.com/mlfoundations/open_clip",
     )
-    return Alias(
-        Spec("openclip", f"coca_{model}", "laion2b_s13b_b90k"), card, f"CoCa {model}, {n_parameters} parameters"
-    )
+    return Alias(Spec("openclip", f"coca_{model}", "laion2b_s13b_b90k"), card, f"CoCa {model}")
 
 
 ALIASES = {
-    "aimv2/large": _aimv2("large", "309 M"),
-    "aimv2/huge": _aimv2("huge", "681 M"),
-    "siglip2/base": _siglip2("ViT-B-16-SigLIP2", "93 M"),
-    "siglip2/large": _siglip2("ViT-L-16-SigLIP2-256", "316 M"),
-    "siglip2/so400m": _siglip2("ViT-SO400M-14-SigLIP2", "428 M"),
-    "coca/vit-b-32": _coca("ViT-B-32", "88 M"),
-    "coca/vit-l-14": _coca("ViT-L-14", "306 M"),
+    "aimv2/large": _aimv2("large"),
+    "aimv2/huge": _aimv2("huge"),
+    "siglip2/base": _siglip2("ViT-B-16-SigLIP2"),
+    "siglip2/large": _siglip2("ViT-L-16-SigLIP2-256"),
+    "siglip2/so400m": _siglip2("ViT-SO400M-14-SigLIP2"),
+    "coca/vit-b-32": _coca("ViT-B-32"),
+    "coca/vit-l-14": _coca("ViT-L-14"),
 }
 
 

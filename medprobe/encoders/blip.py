@@ -122,8 +122,8 @@ def image_part(state: State) -> State:
 def catalogue() -> dict[str, str]:
     """Return name and one line of each model of the family."""
     return {
-        "blip/base": "BLIP ViT-B/16, 129 million image-text pairs, 86 M parameters",
-        "blip/large": "BLIP ViT-L/16, 129 million image-text pairs, 304 M parameters",
+        "blip/base": "BLIP ViT-B/16, 129 million image-text pairs",
+        "blip/large": "BLIP ViT-L/16, 129 million image-text pairs",
     }
 
 

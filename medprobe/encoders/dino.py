@@ -85,11 +85,7 @@ def timm_layout(state: State) -> State:
 
 def catalogue() -> dict[str, str]:
     """Return name and one line of each model of the family."""
-    n_parameters = {"vits": "21 M", "vitb": "86 M"}
-    return {
-        f"dino/{name}": f"DINO ViT, patch {name[4:]}, ImageNet-1k without labels, {n_parameters[name[:4]]} parameters"
-        for name in SIZES
-    }
+    return {f"dino/{name}": f"DINO ViT, patch {name[4:]}, ImageNet-1k without labels" for name in SIZES}
 
 
 def _official_file(spec: Spec) -> str:

@@ -33,7 +33,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "vitl14": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
     "vitg14": {"embed_dim": 1536, "depth": 40, "num_heads": 24, **_SWIGLU},
 }
-N_PARAMETERS = {"vits14": "22 M", "vitb14": "86 M", "vitl14": "304 M", "vitg14": "1,136 M"}
 _SHA256 = {
     "vits14": "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
     "vitb14": "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
@@ -109,7 +108,7 @@ def timm_layout(state: State) -> State:
 def catalogue() -> dict[str, str]:
     """Return name and one line of each model of the family."""
     return {
-        f"dinov2/{name}{variant}": f"DINOv2 ViT{words}, LVD-142M, {N_PARAMETERS[name]} parameters"
+        f"dinov2/{name}{variant}": f"DINOv2 ViT{words}, LVD-142M"
         for name in SIZES
         for variant, words in (("", ""), ("-reg", " with registers"))
     }

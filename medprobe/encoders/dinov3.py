@@ -109,5 +109,4 @@ def timm_layout(state: State) -> State:
 
 def catalogue() -> dict[str, str]:
     """Return name and one line of each model of the family."""
-    n_parameters = {"vits16": "21 M", "vits16plus": "29 M", "vitb16": "86 M", "vitl16": "300 M", "vith16plus": "840 M"}
-    return {f"dinov3/{name}": f"DINOv3 ViT, LVD-1689M, {n} parameters; on request" for name, n in n_parameters.items()}
+    return {f"dinov3/{name}": "DINOv3 ViT, LVD-1689M; on request" for name in ARCHITECTURES}

@@ -38,7 +38,7 @@ ALIASES = {
             training_data="838,336 chest X-rays: MIMIC-CXR, CheXpert, NIH-CXR, PadChest, BRAX; DINOv2 continued",
             url="https://huggingface.co/microsoft/rad-dino",
         ),
-        "RAD-DINO ViT-B/14, chest X-rays, 86 M parameters",
+        "RAD-DINO ViT-B/14, chest X-rays",
         revision="110cbc18d5133582e320b43d53bf5c44e410c936",
     ),
     "medsiglip": Alias(
@@ -49,7 +49,7 @@ ALIASES = {
             training_data="chest X-rays, dermatology, ophthalmology, histology, CT and MR slices with their text",
             url="https://huggingface.co/google/medsiglip-448",
         ),
-        "MedSigLIP SO400M/14, many modalities, 428 M parameters; on request",
+        "MedSigLIP SO400M/14, many modalities; on request",
     ),
     "pubmedclip": Alias(
         "flaviagiammarino/pubmed-clip-vit-base-patch32",
@@ -60,7 +60,7 @@ ALIASES = {
             training_data="ROCO: 80,000 radiology figures with captions; CLIP continued",
             url="https://huggingface.co/flaviagiammarino/pubmed-clip-vit-base-patch32",
         ),
-        "PubMedCLIP ViT-B/32, radiology figures of PubMed, 88 M parameters",
+        "PubMedCLIP ViT-B/32, radiology figures of PubMed",
     ),
     "phikon": Alias(
         "owkin/phikon",
@@ -71,7 +71,7 @@ ALIASES = {
             training_data="43 million tiles of 6,093 TCGA histology slides, iBOT",
             url="https://huggingface.co/owkin/phikon",
         ),
-        "Phikon ViT-B/16, histology, 86 M parameters",
+        "Phikon ViT-B/16, histology",
     ),
 }
 _FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "layer_norm")

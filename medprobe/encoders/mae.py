@@ -55,20 +55,20 @@ def _retfound(images: str, repo: str) -> Card:
 
 _CFP, _OCT = "YukunZhou/RETFound_mae_natureCFP", "YukunZhou/RETFound_mae_natureOCT"
 MODELS = {
-    "vitb16": Model(_BASE, "mae_pretrain_vit_base.pth", "MAE ViT-B/16, ImageNet-1k, 86 M parameters"),
-    "vitl16": Model(_LARGE, "mae_pretrain_vit_large.pth", "MAE ViT-L/16, ImageNet-1k, 303 M parameters"),
-    "vith14": Model(_HUGE, "mae_pretrain_vit_huge.pth", "MAE ViT-H/14, ImageNet-1k, 631 M parameters"),
+    "vitb16": Model(_BASE, "mae_pretrain_vit_base.pth", "MAE ViT-B/16, ImageNet-1k"),
+    "vitl16": Model(_LARGE, "mae_pretrain_vit_large.pth", "MAE ViT-L/16, ImageNet-1k"),
+    "vith14": Model(_HUGE, "mae_pretrain_vit_huge.pth", "MAE ViT-H/14, ImageNet-1k"),
     "retfound-cfp": Model(
         _LARGE,
         "RETFound_mae_natureCFP.pth",
-        "RETFound ViT-L/16, 904,170 colour fundus photographs, 303 M parameters; on request",
+        "RETFound ViT-L/16, 904,170 colour fundus photographs; on request",
         _retfound("904,170 colour fundus photographs", _CFP),
         f"https://huggingface.co/{_CFP}",
     ),
     "retfound-oct": Model(
         _LARGE,
         "RETFound_mae_natureOCT.pth",
-        "RETFound ViT-L/16, 736,442 retinal OCT images, 303 M parameters; on request",
+        "RETFound ViT-L/16, 736,442 retinal OCT images; on request",
         _retfound("736,442 OCT images", _OCT),
         f"https://huggingface.co/{_OCT}",
     ),

@@ -254,7 +254,7 @@ def catalogue() -> dict[str, str]:
     """Return name and one line of some models of the family."""
     return {
         "openclip/<any>@<any tag>": "every model of open_clip, or openclip/hf-hub:<repo>",
-        "openclip/ViT-B-16@laion2b_s34b_b88k": "CLIP ViT-B/16, LAION-2B, 86 M parameters",
-        "openclip/ViT-L-14@openai": "CLIP ViT-L/14 of OpenAI, 304 M parameters",
-        "openclip/biomedclip": "BiomedCLIP ViT-B/16, 15 million figures of PubMed Central, 86 M parameters",
+        "openclip/ViT-B-16@laion2b_s34b_b88k": "CLIP ViT-B/16, LAION-2B",
+        "openclip/ViT-L-14@openai": "CLIP ViT-L/14 of OpenAI",
+        "openclip/biomedclip": "BiomedCLIP ViT-B/16, 15 million figures of PubMed Central",
     }

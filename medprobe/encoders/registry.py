@@ -58,7 +58,7 @@ def parse_spec(text: str) -> Spec:
     family, slash, rest = text.partition("/")
     if not slash or not rest:
         raise UsageError(f"--model {text}: expected family/name, such as timm/resnet50; families: {_known()}")
-    if family not in FAMILIES and family not in _plugins():
+    if family not in FAMILIES and family not in plugins():
         raise UsageError(f"--model {text}: no family '{family}'; families: {_known()}")
     name, _, tag = rest.partition("@")
     return Spec(family, name, tag or None)
@@ -85,26 +85,24 @@ def load_encoder(model: str, options: LoadOptions | None = None) -> Encoder:
 
 
 def catalogue() -> dict[str, str]:
-    """Return name and one line of every model that medprobe knows by name, by family; absent packages are said to be so."""
+    """Return name and one line of every model that medprobe knows by name, by family; imports every family."""
     found: dict[str, str] = {}
-    for family, module in FAMILIES.items():
-        try:
-            found |= import_module(module).catalogue()
-        except ModuleNotFoundError as error:
-            found[f"{family}/..."] = f"needs the package '{error.name}'"
-    return found | {f"{name}/...": "from an installed plug-in" for name in _plugins()}
+    for module in FAMILIES.values():
+        found |= import_module(module).catalogue()
+    return found
 
 
 def _loader(family: str) -> Callable[[Spec, LoadOptions], Encoder]:
-    plugins = _plugins()
-    load = plugins[family].load() if family in plugins else import_module(FAMILIES[family]).load
+    added = plugins()
+    load = added[family].load() if family in added else import_module(FAMILIES[family]).load
     return cast("Callable[[Spec, LoadOptions], Encoder]", load)
 
 
-def _plugins() -> dict[str, EntryPoint]:
+def plugins() -> dict[str, EntryPoint]:
+    """Return the families that installed packages add under the entry point group ``medprobe.encoders``."""
     found = entry_points(group=ENTRY_POINT_GROUP)
     return {point.name: point for point in found if point.name not in FAMILIES}
 
 
 def _known() -> str:
-    return ", ".join(sorted({*FAMILIES, *_plugins()}))
+    return ", ".join(sorted({*FAMILIES, *plugins()}))

@@ -152,8 +152,7 @@ def geometry(size: int, exact_decode: bool) -> Geometry:
 
 def catalogue() -> dict[str, str]:
     """Return name and one line of each model of the family."""
-    n_parameters = {"vit_b": "90 M", "vit_l": "308 M", "vit_h": "637 M"}
-    return {f"sam/{name}": f"SAM image encoder, {name}, {n} parameters" for name, n in n_parameters.items()}
+    return {f"sam/{name}": f"SAM image encoder, {name}" for name in SIZES}
 
 
 def _official_file(spec: Spec) -> str:

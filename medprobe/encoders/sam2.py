@@ -17,10 +17,10 @@ from medprobe.images.geometry import Geometry
 _STEP = 32  # pixels: its windowed position table is laid out in tiles of 8 patches of 4 pixels
 _FIRST_BLOCK = "patch_embed.proj.weight"
 MODELS = {
-    "tiny": ("sam2_hiera_tiny", "27 M"),
-    "small": ("sam2_hiera_small", "34 M"),
-    "base-plus": ("sam2_hiera_base_plus", "69 M"),
-    "large": ("sam2_hiera_large", "212 M"),
+    "tiny": "sam2_hiera_tiny",
+    "small": "sam2_hiera_small",
+    "base-plus": "sam2_hiera_base_plus",
+    "large": "sam2_hiera_large",
 }
 _CARD = Card(
     licence="Apache-2.0",
@@ -63,7 +63,7 @@ def load(spec: Spec, options: LoadOptions) -> Sam2Encoder:
         raise UsageError(f"--model {spec}: the family sam2 has {', '.join(MODELS)}")
     size = options.image_size or 1024
     check_size(size, _STEP, str(spec))
-    architecture = MODELS[spec.name][0]
+    architecture = MODELS[spec.name]
     state = state_dict_of(read_checkpoint(options.weights or _official_file(spec)))
     geometry = Geometry(
         size=(size, size),
@@ -97,7 +97,7 @@ def network(architecture: str, state: State, what: str, **config: Any) -> torch.
 
 def catalogue() -> dict[str, str]:
     """Return name and one line of each model of the family."""
-    return {f"sam2/{name}": f"SAM 2.1 image encoder, Hiera, {n} parameters" for name, (_, n) in MODELS.items()}
+    return {f"sam2/{name}": "SAM 2.1 image encoder, Hiera" for name in MODELS}
 
 
 def _official_file(spec: Spec) -> str:

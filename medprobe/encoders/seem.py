@@ -140,28 +140,28 @@ VARIANTS = {
         focalnet_layout,
         "seem_focalt_v0.pt",
         _XDECODER,
-        "SEEM Focal-T with depth-wise convolutions, 30 M parameters",
+        "SEEM Focal-T with depth-wise convolutions",
     ),
     "focal-l": Variant(
         lambda: FocalNet(192, (2, 2, 18, 2), 4, depthwise=False),
         focalnet_layout,
         "seem_focall_v0.pt",
         _XDECODER,
-        "SEEM Focal-L, 206 M parameters",
+        "SEEM Focal-L",
     ),
     "davit-d3": Variant(
         lambda: DaViT((128, 256, 512, 1024), (1, 1, 9, 1), (4, 8, 16, 32)),
         davit_layout,
         None,
         _XDECODER,
-        "SEEM DaViT-d3, 87 M parameters; its file has to be given with --weights",
+        "SEEM DaViT-d3; its file has to be given with --weights",
     ),
     "samvit-b": Variant(
         lambda: SamPyramid((128, 256, 512, 1024), **SAM_SIZES["vit_b"]),
         timm_layout,
         "seem_samvitb_v1.pt",
         "SAM (SA-1B)",
-        "SEEM SAM-ViT-B with a feature pyramid, 98 M parameters",
+        "SEEM SAM-ViT-B with a feature pyramid",
     ),
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import pickle
 import re
 import secrets
@@ -18,6 +17,7 @@ from typing import IO, Any
 
 import torch
 
+from medprobe.encoders.cache import weights_folder
 from medprobe.errors import DataError, UsageError
 
 _TIMEOUT = 10.0  # seconds without an answer
@@ -121,11 +121,6 @@ def looks_like(keys: Iterable[str]) -> str | None:
     return next((family for pattern, family in _SIGNATURES if any(re.search(pattern, key) for key in keys)), None)
 
 
-def cache_folder() -> Path:
-    """Return where fetched files are kept: ``MEDPROBE_CACHE``, or ``~/.cache/medprobe``."""
-    return Path(os.environ.get("MEDPROBE_CACHE") or Path.home() / ".cache" / "medprobe")
-
-
 def fetch(model: str, url: str, sha256: str | None, filename: str) -> Path:
     """Return a released file from the cache, fetched there first if it is missing.
 
@@ -142,7 +137,7 @@ def fetch(model: str, url: str, sha256: str | None, filename: str) -> Path:
         DataError: The file is not the one that it should be.
 
     """
-    path = cache_folder() / "weights" / filename
+    path = weights_folder() / filename
     note = path.with_name(f"{filename}.sha256")
     noted = (note.read_text().strip() or None) if note.is_file() else None
     expected = sha256 or noted
