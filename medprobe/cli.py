@@ -92,6 +92,9 @@ def embed(
     weights: Annotated[str | None, typer.Option(help="Checkpoint file for the one model.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Another input size than the encoder's own.")] = None,
     exact_decode: Annotated[bool, typer.Option("--exact-decode", help="Decode large JPEG files in full.")] = False,
+    normalize: Annotated[
+        str, typer.Option(help="Mean and std of the encoder, of the dataset, or six numbers (mean and std of R, G, B).")
+    ] = "encoder",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     dtype: Annotated[str, typer.Option(help="How features are kept: auto, float16 or float32.")] = "auto",
@@ -136,6 +139,7 @@ def embed(
             weights=weights,
             image_size=image_size,
             exact_decode=exact_decode,
+            normalize=normalize,
             device=device,
             precision=precision,
             dtype=dtype,

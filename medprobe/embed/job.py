@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def prepare(
     encoder: Encoder,
     path: Path,
     manifest: Manifest,
-    sample: np.ndarray,
+    sample: Callable[[], np.ndarray],
     *,
     device: torch.device,
     precision: str,
@@ -114,7 +114,8 @@ def prepare(
         encoder: On the CPU, in float32.
         path: Where the store is or will be.
         manifest: What is to be embedded.
-        sample: A few readable images, uint8 (n, H, W, 3), on which precision and range are tried before the plan is made.
+        sample: Gives a few readable images, uint8 (n, H, W, 3), on which precision and range are tried for a store that
+            is made here.
         device: Where to compute.
         precision: ``auto``, or what the user wants.
         dtype: How features are kept: ``auto`` is float16 unless a view's values are too large for it.
@@ -128,23 +129,22 @@ def prepare(
     """
     if dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype}: one of {', '.join(DTYPES)}")
-    if overwrite and path.exists():
-        if not (path / "zarr.json").exists():
-            raise DataError(f"--overwrite: {path} is there and is no feature store; it is left alone")
-        shutil.rmtree(path)
+    is_there = path.exists()
+    if overwrite and is_there and not (path / "zarr.json").exists():
+        raise DataError(f"--overwrite: {path} is there and is no feature store; it is left alone")
     provenance = encoder.provenance()
     encoder.to(device)
     if device.type in {"cpu", "cuda"}:
         encoder.module.to(memory_format=torch.channels_last)
     size = batch_size or (256 if device.type == "cuda" else 32)
-    if path.exists():
+    if is_there and not overwrite:
         store = FeatureStore(path, partial=True)
         _check_same(store, manifest, provenance, precision, device, dtype)
         if replace_samples(store, manifest.samples, _roles(manifest)):
             log.info("%s: labels and other columns brought up to date; nothing is embedded again for that", path.name)
             store = FeatureStore(path, partial=True)
         return Job(encoder, store, size)
-    chosen, largest = _tried_precision(encoder, sample, precision, device)
+    chosen, largest = _tried_precision(encoder, sample(), precision, device)
     wide = {
         view: dtype == "float32" or (dtype == "auto" and value * _FLOAT16_MARGIN > 65504)
         for view, value in largest.items()
@@ -160,6 +160,8 @@ def prepare(
         block_rows=block_rows,
         manifest_sha256=ids_digest(manifest.samples["id"]),
     )
+    if is_there:
+        shutil.rmtree(path)  # only once everything that could go wrong with its successor has gone well
     store = create_store(
         path,
         plan,

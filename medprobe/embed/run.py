@@ -7,11 +7,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from medprobe.embed.job import Job, prepare
+from medprobe.embed.normalize import ENCODER, parse_normalize, with_normalization
 from medprobe.embed.pipeline import Progress, fill_blocks
 from medprobe.embed.precision import choose_device
 from medprobe.embed.resume import blocks_to_do
@@ -68,6 +70,7 @@ def embed(
     weights: str | None = None,
     image_size: int | None = None,
     exact_decode: bool = False,
+    normalize: str = ENCODER,
     device: str = "auto",
     precision: str = "auto",
     dtype: str = "auto",
@@ -97,6 +100,8 @@ def embed(
         weights: A checkpoint file for the one model that is named.
         image_size: Another input size than the encoder's own.
         exact_decode: Decode large JPEG files in full.
+        normalize: Whose mean and standard deviation: ``encoder``, ``dataset`` (of its training images), or six numbers
+            ``mean,mean,mean,std,std,std`` in 0..1.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         dtype: How features are kept: ``auto``, ``float16`` or ``float32``.
@@ -139,29 +144,34 @@ def embed(
         if value is not None and value < 1:
             raise UsageError(f"{flag} {value}: at least 1")
     allowed = failure_limit(max_failures, len(manifest))
+    mode = parse_normalize(normalize)
     options = LoadOptions(weights=weights, image_size=image_size, exact_decode=exact_decode)
     encoders = [m if isinstance(m, Encoder) else load_encoder(m, options) for m in names]
     if len({e.name for e in encoders}) != len(encoders):
         raise UsageError("--model: the same encoder is named twice")
     chosen = choose_device(device)
-    jobs = [
-        prepare(
-            encoder,
-            store_path(Path(out), encoder.name),
-            manifest,
-            _first_images(manifest, encoder.preprocess.geometry),
-            device=chosen,
-            precision=precision,
-            dtype=dtype,
-            batch_size=batch_size,
-            block_rows=block_rows,
-            overwrite=overwrite,
-        )
-        for encoder in encoders
-    ]
-    to_do = [blocks_to_do(job.store, manifest.images, check_digest=check_digest) for job in jobs]
-    started = time.perf_counter()
     with Decoder(default_workers() if workers is None else workers) as decoder:
+        jobs = []
+        for encoder in encoders:
+            path = store_path(Path(out), encoder.name)
+            resumed = path if path.exists() and not overwrite else None
+            with_normalization(encoder, mode, manifest, resumed, decoder)
+            jobs.append(
+                prepare(
+                    encoder,
+                    path,
+                    manifest,
+                    partial(_first_images, manifest, encoder.preprocess.geometry),
+                    device=chosen,
+                    precision=precision,
+                    dtype=dtype,
+                    batch_size=batch_size,
+                    block_rows=block_rows,
+                    overwrite=overwrite,
+                )
+            )
+        to_do = [blocks_to_do(job.store, manifest.images, check_digest=check_digest) for job in jobs]
+        started = time.perf_counter()
         fill_blocks(manifest, jobs, to_do, decoder, allowed, progress)
     seconds = time.perf_counter() - started
     return [_report(job, blocks, seconds) for job, blocks in zip(jobs, to_do, strict=True)]

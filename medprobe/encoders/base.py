@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from medprobe.images.geometry import Geometry
+from medprobe.images.raster import COLOUR_RULE
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,19 @@ class Preprocess:
     """How pixels reach a network: geometry in 8-bit RGB, then ``(pixels / 255 - mean) / std`` per channel.
 
     Grey images are repeated over the three channels. Nothing is left to a library's default.
+
+    Attributes:
+        geometry: Resize and crop.
+        mean: Of red, green and blue in 0..1.
+        std: Likewise.
+        normalization: Whose mean and std these are: the encoder's own, the data set's, or given by the user.
+
     """
 
     geometry: Geometry
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    normalization: str = "encoder"
 
     def to_dict(self) -> dict[str, Any]:
         """Return every value, spelled out, as it is kept in a store."""
@@ -31,7 +40,8 @@ class Preprocess:
             **self.geometry.to_dict(),
             "mean": list(self.mean),
             "std": list(self.std),
-            "colour": "RGB; grey repeated over three channels",
+            "normalization": self.normalization,
+            "colour": COLOUR_RULE,
             "range": "0..1 before mean and std",
         }
 

@@ -24,6 +24,8 @@ DIGEST_BYTES = 16
 
 # Deeper grey than 8 bits is spread from each image's own darkest to its lightest value: monotone, nothing saturated.
 SIXTEEN_BIT_RULE = "linear from the image's own minimum..maximum to 0..255"
+# What a store says of its images' colours.
+COLOUR_RULE = f"RGB; grey repeated over three channels; alpha over black; deeper than 8 bits {SIXTEEN_BIT_RULE}"
 
 # Only what labs keep images in: fewer decoders are fewer ways in for a hostile file.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
