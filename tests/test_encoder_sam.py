@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from medprobe.encoders import sam
-from medprobe.encoders.base import Encoder, LoadOptions
+from medprobe.encoders.base import Encoder, LoadOptions, fingerprint
 from medprobe.encoders.registry import load_encoder
 from medprobe.encoders.timm import evenly_spaced
 from medprobe.errors import DataError, UsageError
@@ -131,6 +131,28 @@ def test_the_resize_of_either_table_matters(reference: Any, official: str) -> No
             nearest = nn.functional.interpolate(block.attn.rel_pos_h.T[None], 27, mode="nearest")[0].T
             ours_block.attn.rel_pos_h = nn.Parameter(nearest)
     assert difference(ours, expected_views(changed, pixels)["mean"]) > 1e-3
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("size", [224, 512])
+@pytest.mark.parity("sam", "official .pth, @huix2024", "segment_anything, relative tables to nearest")
+def test_huix2024_takes_the_nearest_relative_positions(reference: Any, official: str, size: int) -> None:
+    pixels = images(size)
+    changed = at_size(copy.deepcopy(reference), size, size)
+    for own, block in zip(changed.blocks, reference.blocks, strict=True):
+        if own.window_size == 0:
+            for name in ("rel_pos_h", "rel_pos_w"):
+                table, length = getattr(block.attn, name), 2 * (size // 16) - 1
+                nearest = np.arange(length) * len(table) // length
+                setattr(own.attn, name, nn.Parameter(table.data[nearest]))
+    expected = expected_views(changed, pixels)
+    encoder = load_encoder("sam/vit_b@huix2024", LoadOptions(weights=official, image_size=size))
+    assert "relative tables nearest" in encoder.architecture
+    plain = load_encoder("sam/vit_b", LoadOptions(weights=official, image_size=size))
+    assert fingerprint(encoder.provenance(), "fp32") != fingerprint(plain.provenance(), "fp32")
+    ours = encoder.encode(pixels)
+    for view in expected:
+        assert difference(ours[view], expected[view]) < 1e-4, view
 
 
 @pytest.mark.parity("sam", "official .pth of vit_b, full size", "segment_anything, its tables resized")

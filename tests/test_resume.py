@@ -236,6 +236,27 @@ def test_overwrite_leaves_alone_what_is_no_store(images, tmp_path):
     assert (path / "thesis.txt").exists()
 
 
+def test_overwrite_keeps_the_store_until_another_can_be_made(images, tmp_path):
+    before = tree(run(images, tmp_path / "out"))
+    for path in images.rglob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="can be read"):
+        run(images, tmp_path / "out", overwrite=True)
+    assert tree(open_store(tmp_path / "out" / "fake--tiny.zarr")) == before
+
+
+def test_a_commit_record_of_another_plan_counts_for_nothing(images, tmp_path):
+    """A folder that was copied over another store's, block by block, is no complete store."""
+    store = run(images, tmp_path / "one")
+    other = run(images, tmp_path / "two", encoder(seed=1))
+    for path in [other.commit_path(1), *(other.chunk_path(name, 1) for name in other.array_names)]:
+        (store.path / path.relative_to(other.path)).write_bytes(path.read_bytes())
+    assert FeatureStore(store.path, partial=True).missing_blocks == [1]
+    with pytest.raises(DataError, match="--partial"):
+        open_store(store.path).features()
+    assert tree(run(images, tmp_path / "one")) == tree(run(images, tmp_path / "three"))
+
+
 def test_too_many_failures_stop_the_run(images, tmp_path):
     for path in sorted(images.rglob("*.png"))[:14]:
         path.write_bytes(b"x")

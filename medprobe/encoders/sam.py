@@ -2,7 +2,8 @@
 
 224 is what comparisons of frozen encoders use, and costs a twentieth of SAM's own 1024 (``--image-size 1024``). Below
 1024 the position tables are resized: the absolute one bicubic with antialiasing, the relative ones of the four global
-blocks linear, as SAM's own code does with the latter.
+blocks linear, as SAM's own code does with the latter. ``sam/vit_b@huix2024`` resizes these to the nearest value instead,
+as Palés Huix et al. (WACV 2024) do.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
+from torch.nn import functional
 
 from medprobe.encoders.base import Card, Encoder, LoadOptions, Preprocess
 from medprobe.encoders.registry import Spec
@@ -24,6 +26,7 @@ from medprobe.errors import UsageError
 from medprobe.images.geometry import Geometry
 
 PATCH = 16
+HUIX2024 = "huix2024"
 NATIVE = 1024  # pixels: the side of the position tables
 SIZES = {
     "vit_b": {"embed_dim": 768, "depth": 12, "num_heads": 12},
@@ -95,19 +98,22 @@ class SamEncoder(Encoder):
 
 def load(spec: Spec, options: LoadOptions) -> SamEncoder:
     """Return SAM's image encoder from the official ``.pth`` (whole model), timm's file or Hugging Face's."""
-    if spec.name not in SIZES or spec.tag:
-        raise UsageError(f"--model {spec}: the family sam has {', '.join(SIZES)}")
+    if spec.name not in SIZES or spec.tag not in {None, HUIX2024}:
+        raise UsageError(f"--model {spec}: the family sam has {', '.join(SIZES)}, each also with @{HUIX2024}")
     size = options.image_size or 224
     check_size(size, PATCH, str(spec))
     if size > NATIVE:
         raise UsageError(f"--image-size {size}: {spec} takes up to {NATIVE}")
     state = state_dict_of(read_checkpoint(options.weights or _official_file(spec)))
+    module = network(state, str(spec), **SIZES[spec.name])
+    if spec.tag == HUIX2024:
+        resize_relative_tables_to_nearest(module, size // PATCH)
     return SamEncoder(
         str(spec),
-        network(state, str(spec), **SIZES[spec.name]),
+        module,
         Preprocess(geometry(size, options.exact_decode), IMAGENET_MEAN, IMAGENET_STD),
         architecture=f"timm:VisionTransformerSAM ({spec.name}); position table bicubic to size, antialias on; "
-        "relative tables linear",
+        f"relative tables {'nearest' if spec.tag else 'linear'}",
     )
 
 
@@ -116,6 +122,16 @@ def network(state: State, what: str, **config: int) -> SamViT:
     module = SamViT(**config)
     load_strictly(module, timm_layout(state), what, found=state)
     return module
+
+
+def resize_relative_tables_to_nearest(module: SamViT, side: int) -> None:
+    """Resize the relative position tables of the blocks with global attention, in place, for ``side`` patches a side."""
+    blocks: Any = module.blocks
+    for block in (blocks[i] for i in evenly_spaced(len(blocks))):
+        for name in ("rel_pos_h", "rel_pos_w"):
+            table = getattr(block.attn, name)
+            resized = functional.interpolate(table.T[None], size=2 * side - 1, mode="nearest")
+            setattr(block.attn, name, nn.Parameter(resized[0].T.contiguous()))
 
 
 _TO_TIMM = (
@@ -152,7 +168,7 @@ def geometry(size: int, exact_decode: bool) -> Geometry:
 
 def catalogue() -> dict[str, str]:
     """Return name and one line of each model of the family."""
-    return {f"sam/{name}": f"SAM image encoder, {name}" for name in SIZES}
+    return {f"sam/{name}": f"SAM image encoder, {name}; also with @{HUIX2024}" for name in SIZES}
 
 
 def _official_file(spec: Spec) -> str:
