@@ -186,6 +186,9 @@ def probe(
     ] = None,
     folds: Annotated[int | None, typer.Option(help="Test every image once, in so many folds.")] = None,
     test_size: Annotated[float | None, typer.Option(help="Share of the images to test on.")] = None,
+    duplicates: Annotated[
+        str, typer.Option(help="Equal pictures on two sides of a given split: error, drop (from training) or keep.")
+    ] = "error",
     bootstrap: Annotated[int, typer.Option(help="Resamples of the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of splits, probes and resamples.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder in which the rows are kept.")] = None,
@@ -207,6 +210,7 @@ def probe(
         split_col=split_col,
         n_folds=folds,
         test_size=test_size,
+        duplicates=duplicates,
         n_resamples=bootstrap,
         seed=seed,
         partial=partial,

@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from medprobe.errors import DataError, UsageError
 from medprobe.probe.bootstrap import intervals
 from medprobe.probe.families import FAMILIES, Family, family
+from medprobe.probe.leaks import image_codes, joined, near_duplicates, without_shared_images
 from medprobe.probe.metrics import METRICS, Scorer, check_metrics, default_metrics, primary_metric
 from medprobe.probe.splits import Part, Split, fold_split, given_split, hold_out_split, inner_folds, n_groups
 from medprobe.probe.targets import Floats, Fold
@@ -32,12 +33,17 @@ _SIMPLER = 2  # a decade of the logistic probe's C
 
 @dataclass(frozen=True)
 class _Question:
-    """What is asked of one store: rows of its features, targets, patients and how they are split."""
+    """What is asked of one store: rows of its features, targets, patients and how they are split.
+
+    ``together`` are the groups that a split keeps whole: the patients, those who share a picture joined.
+    """
 
     target: Target
     groups: np.ndarray | None
+    together: np.ndarray | None
     group: str
     split: Split
+    notes: tuple[str, ...]
     metrics: tuple[str, ...]
     primary: str
 
@@ -53,6 +59,7 @@ def probe(
     split_col: str | None = None,
     n_folds: int | None = None,
     test_size: float | None = None,
+    duplicates: str = "error",
     n_resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -75,6 +82,8 @@ def probe(
         split_col: Column with train, val and test; the recorded one by default unless folds or a test size are given.
         n_folds: Test every image once, in that many folds.
         test_size: Share of the images to hold out for testing.
+        duplicates: What to do about a picture on two sides of a given split: ``error``, ``drop`` it from training, or
+            ``keep`` it. Splits that are made here keep equal pictures together.
         n_resamples: Bootstrap resamples.
         level: Coverage of the intervals.
         seed: Seed of splits, probes and resamples.
@@ -92,8 +101,10 @@ def probe(
         raise UsageError("--folds and --test-size: give one of them")
     rows: list[Row] = []
     for store in (s if isinstance(s, FeatureStore) else open_store(s, partial=partial) for s in several):
-        question = _ask(store, target, metric, group, split_col, n_folds, test_size, seed)
+        question = _ask(store, target, metric, group, split_col, n_folds, test_size, duplicates, seed)
         X = store.features(view)[question.target.rows]
+        near = near_duplicates(X, question.split, store.samples["id"].to_numpy()[question.target.rows])
+        question = replace(question, notes=question.notes + near)
         for each in families:
             if progress is not None:
                 progress(f"{store.encoder}: {each.name} on {question.target.name} ({question.split.name})")
@@ -109,6 +120,7 @@ def _ask(
     split_col: str | None,
     n_folds: int | None,
     test_size: float | None,
+    duplicates: str,
     seed: int,
 ) -> _Question:
     samples = store.samples
@@ -122,19 +134,23 @@ def _ask(
         if column is not None and column not in columns:
             raise UsageError(f"{flag} {column}: no such column; there are: {', '.join(columns)}")
     groups = None if group_col is None else _group_names(samples[group_col].to_numpy(), asked.rows)
+    codes = image_codes(store.image_digests()[asked.rows])
+    together = joined(groups, codes)
     if n_folds is not None:
-        split = fold_split(asked.y, groups, n_folds, seed)
+        split = fold_split(asked.y, together, n_folds, seed)
     elif test_size is not None:
-        split = hold_out_split(asked.y, groups, test_size, seed)
+        split = hold_out_split(asked.y, together, test_size, seed)
     else:
         column = split_col or store.roles["split"]
         if column is not None:
             split = given_split(list(samples[column].iloc[asked.rows]), column, groups)
         else:
-            split = fold_split(asked.y, groups, min(DEFAULT_FOLDS, n_groups(groups, len(asked.y))), seed)
+            split = fold_split(asked.y, together, min(DEFAULT_FOLDS, n_groups(together, len(asked.y))), seed)
+    split, notes = without_shared_images(split, codes, samples["id"].to_numpy()[asked.rows], duplicates)
     names = default_metrics(asked.task)
     primary = primary_metric(asked.task) if metric is None else metric
-    return _Question(asked, groups, group_col or "", split, check_metrics((primary, *names), asked.task), primary)
+    metrics = check_metrics((primary, *names), asked.task)
+    return _Question(asked, groups, together, group_col or "", split, notes, metrics, primary)
 
 
 def _only_label(store: FeatureStore) -> str:
@@ -219,7 +235,7 @@ def _fit_and_predict(
     X: Floats, each: Family, question: _Question, part: Part, seed: int
 ) -> tuple[dict[str, Any], Floats]:
     """Return the settings chosen without the test rows, and the probabilities of the test rows."""
-    y, groups = question.target.y, question.groups
+    y, groups = question.target.y, question.together
     if part.val is None:
         rows = part.train
         pairs = inner_folds(y[rows], None if groups is None else groups[rows], seed)[: each.inner_folds]
@@ -296,7 +312,7 @@ def _n_fitted(part: Part) -> int:
 
 
 def _notes(question: _Question, scorer: Scorer) -> tuple[str, ...]:
-    notes = []
+    notes = list(question.notes)
     if question.groups is None:
         notes.append("no group column is known: every image counts as a patient of its own (--group)")
     if scorer.left_out:
