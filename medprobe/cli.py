@@ -325,6 +325,20 @@ def models(
 
 
 @app.command()
+def doctor(json: Json = False) -> None:
+    """Say what is installed, what can be computed on, and how to mend what is missing."""
+    from medprobe.doctor import examine
+
+    checks = examine()
+    if json:
+        typer.echo(jsonlib.dumps([vars(check) for check in checks], indent=1))
+    else:
+        from medprobe.console import print_checks
+
+        print_checks(checks)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for images, stores and results.")] = Path(
         "medprobe-demo"

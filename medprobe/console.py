@@ -10,11 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from medprobe.results import Row, ranked
 
 if TYPE_CHECKING:
+    from medprobe.doctor import Check
     from medprobe.embed.pipeline import Progress
     from medprobe.encoders.catalogue import Entry
     from medprobe.store import FeatureStore
@@ -210,6 +212,22 @@ def print_models(entries: Sequence[Entry]) -> None:
             entry.licence,
             entry.availability,
         )
+    console().print(table)
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    """Print what was looked at, with what to do about it where something is missing."""
+    marks = {"ok": "[green]ok[/]", "missing": "[dim]missing[/]", "warning": "[yellow]look[/]"}
+    table = Table()
+    for column in ("", "", "", "found", "what to do"):
+        table.add_column(column, overflow="fold")
+    before = ""
+    for check in checks:
+        if before and check.topic != before:
+            table.add_section()
+        topic = check.topic if check.topic != before else ""
+        table.add_row(topic, check.name, marks[check.state], escape(check.found), escape(check.fix))
+        before = check.topic
     console().print(table)
 
 
