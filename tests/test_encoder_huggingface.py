@@ -15,6 +15,7 @@ from encoder_helpers import difference, images, randomised
 
 from medprobe.encoders import huggingface, processor
 from medprobe.encoders.base import LoadOptions
+from medprobe.encoders.hub import hub_file, hub_folder, noted_revision
 from medprobe.encoders.registry import load_encoder
 from medprobe.errors import DataError, MedprobeError, UsageError
 
@@ -277,6 +278,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MEDPROBE_CACHE", str(tmp_path / "medprobe"))
     return tried
 
 
@@ -302,6 +304,59 @@ def test_offline_says_at_once_which_page_and_which_flag(model: str, page: str, o
     assert page in str(error.value)
     assert "--weights" in str(error.value)
     assert len(offline) <= 2
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, offline: list[Any]) -> dict[str, Any]:
+    """A hub whose main branch can move, and the revisions that it was asked for."""
+    import huggingface_hub
+
+    state: dict[str, Any] = {"main": "a" * 40, "asked": []}
+
+    def folder(revision: str | None) -> Path:
+        commit = revision or state["main"]
+        path = tmp_path / "hub" / "models--lab--net" / "snapshots" / commit
+        if not path.exists():
+            build("dinov2").save_pretrained(path)
+            (path / "preprocessor_config.json").write_text("{}")
+        return path
+
+    def download(_repo: str, filename: str, revision: str | None = None) -> str:
+        state["asked"].append(revision)
+        return str(folder(revision) / filename)
+
+    def snapshot(_repo: str, revision: str | None = None, local_files_only: bool = False, **_kwargs: Any) -> str:
+        if local_files_only:
+            raise FileNotFoundError
+        state["asked"].append(revision)
+        return str(folder(revision))
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_args, **_kwargs: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: SimpleNamespace(head=lambda *_a, **_k: None))
+    return state
+
+
+@pytest.mark.parametrize("whole_folder", [True, False])
+def test_the_first_revision_is_kept_when_the_repository_moves_on(hub: dict[str, Any], whole_folder: bool) -> None:
+    def get(revision: str | None = None) -> Path:
+        if whole_folder:
+            return hub_folder("hf/lab/net", "lab/net", revision) / "model.safetensors"
+        return hub_file("hf/lab/net", "lab/net", "model.safetensors", revision)
+
+    first = get()
+    assert noted_revision("lab/net") == "a" * 40
+    hub["main"] = "b" * 40
+    assert get() == first
+    assert get("b" * 40).parent.name == "b" * 40  # asked for, it is had
+    assert get() == first
+    assert hub["asked"] == [None, "a" * 40, "b" * 40, "a" * 40]
+
+
+def test_an_explicit_revision_is_not_noted(hub: dict[str, Any]) -> None:
+    hub_file("hf/lab/net", "lab/net", "model.safetensors", "b" * 40)
+    assert noted_revision("lab/net") is None
 
 
 def hub_response(kind: str) -> Exception:

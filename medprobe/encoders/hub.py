@@ -1,10 +1,16 @@
-"""Files of the Hugging Face hub, with a clear word, and no long wait, when one cannot be had."""
+"""Files of the Hugging Face hub, with a clear word, and no long wait, when one cannot be had.
+
+A repository may change. Where no revision is asked for, the first one that is fetched is noted in medprobe's cache, and
+every later call gets that one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from medprobe.encoders.cache import cache_folder
 from medprobe.errors import UsageError
 
 _TIMEOUT = 10.0  # seconds to wait for the hub's first answer before it counts as out of reach
@@ -24,7 +30,7 @@ def hub_file(model: str, repo: str, filename: str, revision: str | None = None, 
         model: What the user asked for, for the error message.
         repo: ``owner/name`` on https://huggingface.co.
         filename: The file's path in it.
-        revision: A commit, branch or tag; the main branch by default.
+        revision: A commit, branch or tag; by default the commit that was fetched first.
         otherwise: The file to take where the repository lacks the first one.
 
     Raises:
@@ -35,10 +41,11 @@ def hub_file(model: str, repo: str, filename: str, revision: str | None = None, 
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    noted, revision = revision is None, revision or noted_revision(repo)
     for name in filter(None, (filename, otherwise)):
         cached = try_to_load_from_cache(repo, name, revision=revision)
         if isinstance(cached, str):
-            return Path(cached)
+            return _note(repo, Path(cached)) if noted else Path(cached)
 
     def download() -> str:
         try:
@@ -48,7 +55,8 @@ def hub_file(model: str, repo: str, filename: str, revision: str | None = None, 
                 raise
             return hf_hub_download(repo, otherwise, revision=revision)
 
-    return _fetched(download, model, repo, filename)
+    path = _fetched(download, model, repo, filename)
+    return _note(repo, path) if noted else path
 
 
 def hub_folder(model: str, repo: str, revision: str | None = None) -> Path:
@@ -61,10 +69,11 @@ def hub_folder(model: str, repo: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = list(_FOLDER_FILES)
+    noted, revision = revision is None, revision or noted_revision(repo)
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True))
         if _has_weights(folder):
-            return folder
+            return _note(repo, folder) if noted else folder
     except OSError:  # not in the cache
         pass
 
@@ -74,7 +83,27 @@ def hub_folder(model: str, repo: str, revision: str | None = None) -> Path:
     folder = _fetched(download, model, repo, "model.safetensors")
     if not _has_weights(folder):
         hub_file(model, repo, "pytorch_model.bin", folder.name)
-    return folder
+    return _note(repo, folder) if noted else folder
+
+
+def noted_revision(repo: str) -> str | None:
+    """Return the commit of a repository that was fetched first, or None."""
+    file = _revision_file(repo)
+    return (file.read_text(encoding="ascii").strip() or None) if file.is_file() else None
+
+
+def _note(repo: str, path: Path) -> Path:
+    """Note which commit a path of the hub's cache belongs to, unless one is noted, and return the path."""
+    file, parts = _revision_file(repo), path.parts
+    if "snapshots" in parts[:-1] and not file.exists():
+        with suppress(OSError):  # a cache may be shared and read-only
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(parts[parts.index("snapshots") + 1] + "\n", encoding="ascii")
+    return path
+
+
+def _revision_file(repo: str) -> Path:
+    return cache_folder() / "revisions" / repo.replace("/", "--")
 
 
 def _has_weights(folder: Path) -> bool:
