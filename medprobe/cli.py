@@ -186,6 +186,9 @@ def probe(
     ] = None,
     folds: Annotated[int | None, typer.Option(help="Test every image once, in so many folds.")] = None,
     test_size: Annotated[float | None, typer.Option(help="Share of the images to test on.")] = None,
+    leave_out: Annotated[
+        str | None, typer.Option(help="Column of sites or the like: each is tested by what the others teach.")
+    ] = None,
     duplicates: Annotated[
         str, typer.Option(help="Equal pictures on two sides of a given split: error, drop (from training) or keep.")
     ] = "error",
@@ -210,6 +213,7 @@ def probe(
         split_col=split_col,
         n_folds=folds,
         test_size=test_size,
+        leave_out=leave_out,
         duplicates=duplicates,
         n_resamples=bootstrap,
         seed=seed,

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 import medprobe
 from medprobe.errors import DataError, UsageError
-from medprobe.probe.splits import check_leaks, fold_split, given_split, hold_out_split, inner_folds
+from medprobe.probe.splits import check_leaks, fold_split, given_split, hold_out_split, inner_folds, leave_out_split
 from medprobe.probe.task import target_of
 from medprobe.results import Row, ranked, read_results, to_json, write_results
 
@@ -306,3 +306,38 @@ def test_on_folds_the_simplest_setting_within_one_standard_error_is_taken(patien
     within = scores.mean(axis=1) >= scores.mean(axis=1)[best] - scores[best].std(ddof=1) / np.sqrt(5) - 1e-3
     assert within[np.argmin(np.abs(np.log(grid / by_folds)))]
     assert by_folds <= grid[best] * 1.0001
+
+
+def test_each_site_is_tested_by_what_the_others_teach():
+    sites = ["b", "a", "a", "", "c", "b", "c", "nan"]
+    groups = np.array([0, 1, 2, 3, 4, 5, 1, 6])  # patient 1 was seen at a and at c
+    split = leave_out_split(sites, "site", groups)
+    assert split.name == "leave one of 3 site out"
+    assert [part.test.tolist() for part in split.parts] == [[1, 2], [0, 5], [4, 6]]
+    assert [part.train.tolist() for part in split.parts] == [[0, 4, 5], [1, 2, 4, 6], [0, 2, 5]]
+    assert leave_out_split(sites, "site", None).parts[0].train.tolist() == [0, 4, 5, 6]
+    with pytest.raises(DataError, match=r"--leave-out site: the column has 1 values"):
+        leave_out_split(["a", "a", ""], "site", None)
+    with pytest.raises(DataError, match="every group outside of 'a'"):
+        leave_out_split(["a", "b"], "site", np.array([1, 1]))
+
+
+def test_leaving_sites_out_finds_a_shortcut(tmp_path):
+    """Where the site gives the class away, folds look perfect and unseen sites do not."""
+    rng = np.random.default_rng(0)
+    n = 400
+    site = rng.integers(0, 4, n)
+    y = np.where(rng.random(n) < 0.9, site % 2, 1 - site % 2)
+    X = rng.normal(size=(n, 16)).astype(np.float32)
+    X[np.arange(n), site] += 8
+    samples = pd.DataFrame({"label": y, "site": [f"s{i}" for i in site]})
+    store = make_store(tmp_path / "s.zarr", X, samples, labels=("label",))
+    within = medprobe.probe(store, probes=["logreg"], n_folds=4, n_resamples=50)[0]
+    across = medprobe.probe(store, probes=["logreg"], leave_out="site", n_resamples=50)[0]
+    assert within.value > 0.85
+    assert across.value < 0.6
+    assert across.n_images == n
+    with pytest.raises(UsageError, match="--leave-out scanner: no such column"):
+        medprobe.probe(store, leave_out="scanner")
+    with pytest.raises(UsageError, match="--folds and --leave-out"):
+        medprobe.probe(store, leave_out="site", n_folds=3)

@@ -18,7 +18,16 @@ from medprobe.probe.bootstrap import intervals
 from medprobe.probe.families import FAMILIES, Family, family
 from medprobe.probe.leaks import image_codes, joined, near_duplicates, without_shared_images
 from medprobe.probe.metrics import METRICS, Scorer, check_metrics, default_metrics, primary_metric
-from medprobe.probe.splits import Part, Split, fold_split, given_split, hold_out_split, inner_folds, n_groups
+from medprobe.probe.splits import (
+    Part,
+    Split,
+    fold_split,
+    given_split,
+    hold_out_split,
+    inner_folds,
+    leave_out_split,
+    n_groups,
+)
 from medprobe.probe.targets import Floats, Fold
 from medprobe.probe.task import Target, target_of
 from medprobe.results import Row
@@ -59,6 +68,7 @@ def probe(
     split_col: str | None = None,
     n_folds: int | None = None,
     test_size: float | None = None,
+    leave_out: str | None = None,
     duplicates: str = "error",
     n_resamples: int = 1000,
     level: float = 0.95,
@@ -82,6 +92,7 @@ def probe(
         split_col: Column with train, val and test; the recorded one by default unless folds or a test size are given.
         n_folds: Test every image once, in that many folds.
         test_size: Share of the images to hold out for testing.
+        leave_out: Column of sites, scanners or the like: each is tested once, by what all the others teach.
         duplicates: What to do about a picture on two sides of a given split: ``error``, ``drop`` it from training, or
             ``keep`` it. Splits that are made here keep equal pictures together.
         n_resamples: Bootstrap resamples.
@@ -97,11 +108,13 @@ def probe(
     """
     several = [stores] if isinstance(stores, str | os.PathLike | FeatureStore) else list(stores)
     families = [family(name) for name in dict.fromkeys(probes)]
-    if n_folds is not None and test_size is not None:
-        raise UsageError("--folds and --test-size: give one of them")
+    ways = {"--split-col": split_col, "--folds": n_folds, "--test-size": test_size, "--leave-out": leave_out}
+    given = [flag for flag, value in ways.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)}: give one of them")
     rows: list[Row] = []
     for store in (s if isinstance(s, FeatureStore) else open_store(s, partial=partial) for s in several):
-        question = _ask(store, target, metric, group, split_col, n_folds, test_size, duplicates, seed)
+        question = _ask(store, target, metric, group, split_col, n_folds, test_size, leave_out, duplicates, seed)
         X = store.features(view)[question.target.rows]
         near = near_duplicates(X, question.split, store.samples["id"].to_numpy()[question.target.rows])
         question = replace(question, notes=question.notes + near)
@@ -120,6 +133,7 @@ def _ask(
     split_col: str | None,
     n_folds: int | None,
     test_size: float | None,
+    leave_out: str | None,
     duplicates: str,
     seed: int,
 ) -> _Question:
@@ -130,7 +144,7 @@ def _ask(
     named = target or _only_label(store)
     asked = target_of(samples, named, ordinal=metric == "quadratic_kappa")
     group_col = store.roles["group"] if group is None else (None if group == "none" else group)
-    for flag, column in (("--group", group_col), ("--split-col", split_col)):
+    for flag, column in (("--group", group_col), ("--split-col", split_col), ("--leave-out", leave_out)):
         if column is not None and column not in columns:
             raise UsageError(f"{flag} {column}: no such column; there are: {', '.join(columns)}")
     groups = None if group_col is None else _group_names(samples[group_col].to_numpy(), asked.rows)
@@ -140,6 +154,8 @@ def _ask(
         split = fold_split(asked.y, together, n_folds, seed)
     elif test_size is not None:
         split = hold_out_split(asked.y, together, test_size, seed)
+    elif leave_out is not None:
+        split = leave_out_split(list(samples[leave_out].iloc[asked.rows]), leave_out, together)
     else:
         column = split_col or store.roles["split"]
         if column is not None:

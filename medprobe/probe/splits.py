@@ -90,6 +90,33 @@ def hold_out_split(y: np.ndarray, groups: np.ndarray | None, test_size: float, s
     return Split(f"hold-out {test_size:g}", (Part(train, None, test),))
 
 
+def leave_out_split(values: Sequence[object], column: str, groups: np.ndarray | None) -> Split:
+    """Return one part for each value of a column (a site, a scanner): tested on it, trained on all the others.
+
+    Rows without a value take no part; a group (patient) with images of several values is not trained on where it is
+    tested on.
+
+    Raises:
+        DataError: The column has fewer than two values.
+
+    """
+    words = np.array([str(value).strip() for value in values], dtype=object)
+    present = ~np.isin(words, ["", "nan", "None"])
+    names = sorted(set(words[present]))
+    if len(names) < 2:
+        raise DataError(f"--leave-out {column}: the column has {len(names)} values; there is nothing to leave out")
+    parts = []
+    for name in names:
+        tested = words == name
+        trained = present & ~tested
+        if groups is not None:
+            trained &= ~np.isin(groups, groups[tested])
+        if not trained.any():
+            raise DataError(f"--leave-out {column}: every group outside of '{name}' has images in it, too")
+        parts.append(Part(np.flatnonzero(trained), None, np.flatnonzero(tested)))
+    return Split(f"leave one of {len(names)} {column} out", tuple(parts))
+
+
 def folds(
     y: np.ndarray, groups: np.ndarray | None, n_folds: int, seed: int, *, flag: str = "--folds"
 ) -> list[tuple[np.ndarray, np.ndarray]]:
