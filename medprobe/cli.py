@@ -172,7 +172,10 @@ def probe(
         str | None, typer.Option("--target", "-t", help="Column to predict, a list a,b,c or a pattern.")
     ] = None,
     probe: Annotated[
-        list[str] | None, typer.Option("--probe", "-p", help="logreg, knn, mlp; may be repeated. [default: all]")
+        list[str] | None,
+        typer.Option(
+            "--probe", "-p", help="logreg, knn, mlp, ridge, prototype; may be repeated. [default: the first three]"
+        ),
     ] = None,
     view: Annotated[
         str | None, typer.Option(help="Which of the encoder's vectors. [default: the encoder's own pooling]")
@@ -199,14 +202,14 @@ def probe(
     json: Json = False,
 ) -> None:
     """Probe stores: settings chosen on validation data, tested once, with intervals over patients."""
-    from medprobe.probe.families import FAMILIES
+    from medprobe.probe.families import DEFAULT_FAMILIES
     from medprobe.probe.run import probe as run
     from medprobe.results import to_json, write_results
 
     rows = run(
         stores,
         target,
-        probes=probe or tuple(FAMILIES),
+        probes=probe or DEFAULT_FAMILIES,
         view=view,
         metric=metric,
         group=group,

@@ -113,6 +113,32 @@ def _build_knn(settings: Mapping[str, Any], seed: int) -> Any:
     return KNNProbe(**{name: value for name, value in settings.items() if value is not None})
 
 
+def _sweep_ridge(X: Floats, Y: np.ndarray, folds: Sequence[Fold], n_classes: int, seed: int) -> Swept:
+    from medprobe.probe.ridge import ALPHAS, sweep_ridge
+
+    found = sweep_ridge(X, Y, folds, n_classes=n_classes)
+    return [({"alpha": alpha}, list(by_fold)) for alpha, by_fold in zip(ALPHAS, found, strict=True)]
+
+
+def _build_ridge(settings: Mapping[str, Any], seed: int) -> Any:
+    from medprobe.probe.ridge import RidgeProbe
+
+    return RidgeProbe(**settings)
+
+
+def _sweep_prototype(X: Floats, Y: np.ndarray, folds: Sequence[Fold], n_classes: int, seed: int) -> Swept:
+    from medprobe.probe.prototype import TEMPERATURES, sweep_prototype
+
+    found = sweep_prototype(X, Y, folds, n_classes=n_classes)
+    return [({"temperature": t}, list(by_fold)) for t, by_fold in zip(TEMPERATURES, found, strict=True)]
+
+
+def _build_prototype(settings: Mapping[str, Any], seed: int) -> Any:
+    from medprobe.probe.prototype import PrototypeProbe
+
+    return PrototypeProbe(**settings)
+
+
 def _sweep_mlp(X: Floats, Y: np.ndarray, folds: Sequence[Fold], n_classes: int, seed: int) -> Swept:
     from medprobe.probe.mlp import sweep_mlp
     from medprobe.probe.mlp_stack import Setting
@@ -137,4 +163,8 @@ FAMILIES: Mapping[str, Family] = {
     "knn": Family("knn", _sweep_knn, _build_knn),
     # Trained step by step, so that one held-out fold has to do.
     "mlp": Family("mlp", _sweep_mlp, _build_mlp, inner_folds=1),
+    "ridge": Family("ridge", _sweep_ridge, _build_ridge, ordered=True),
+    "prototype": Family("prototype", _sweep_prototype, _build_prototype),
 }
+# What is run unless probes are named: the others answer faster, and hardly ever better.
+DEFAULT_FAMILIES = ("logreg", "knn", "mlp")

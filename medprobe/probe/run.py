@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from medprobe.errors import DataError, UsageError
 from medprobe.probe.bootstrap import intervals
-from medprobe.probe.families import FAMILIES, Family, family
+from medprobe.probe.families import DEFAULT_FAMILIES, Family, family
 from medprobe.probe.leaks import image_codes, joined, near_duplicates, without_shared_images
 from medprobe.probe.metrics import METRICS, Scorer, check_metrics, default_metrics, primary_metric
 from medprobe.probe.splits import (
@@ -61,7 +61,7 @@ def probe(
     stores: str | os.PathLike[str] | FeatureStore | Sequence[str | os.PathLike[str] | FeatureStore],
     target: str | None = None,
     *,
-    probes: Sequence[str] = tuple(FAMILIES),
+    probes: Sequence[str] = DEFAULT_FAMILIES,
     view: str | None = None,
     metric: str | None = None,
     group: str | None = None,
@@ -85,7 +85,7 @@ def probe(
     Args:
         stores: Stores, or their paths.
         target: Column to predict; see :func:`~medprobe.probe.task.target_of`. The recorded label column by default.
-        probes: Any of ``logreg``, ``knn``, ``mlp``.
+        probes: Any of ``logreg``, ``knn``, ``mlp``, ``ridge``, ``prototype``.
         view: Name of the view; each encoder's default one unless given.
         metric: Primary metric; ``quadratic_kappa`` makes the target ordinal.
         group: Column of patients; the recorded one by default, ``"none"`` for no grouping.

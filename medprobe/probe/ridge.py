@@ -1,0 +1,243 @@
+"""Ridge regression on class indicators: every penalty from one decomposition, of statistics that add and subtract.
+
+The fit needs only sums over rows, so that leaving out a site or a patient is a subtraction of its sums, and the answer
+comes back at once. The whole path of penalties costs one eigendecomposition, and leave-one-out predictions come from the
+leverages of the rows (Hastie, Tibshirani, Friedman, The Elements of Statistical Learning, 2nd ed., sections 3.4.1, 7.10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import eigh
+from scipy.special import expit, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from medprobe.probe.targets import Floats, Fold, encode_targets
+
+Doubles = NDArray[np.float64]
+
+# In units of the mean eigenvalue of the standardised features' covariance times the number of rows.
+ALPHAS = tuple((10.0 ** np.arange(4, -6.5, -0.5)).tolist())
+_ROWS = 8192  # rows turned to double precision at a time
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over rows, which add and subtract: all that a ridge regression needs to know of them.
+
+    Attributes:
+        n: Number of rows.
+        x: Sum of the features, (D,).
+        t: Sum of the targets, (K,).
+        xx: Sum of their outer products, (D, D).
+        xt: Sum of feature times target, (D, K).
+
+    """
+
+    n: float
+    x: Doubles
+    t: Doubles
+    xx: Doubles
+    xt: Doubles
+
+    @classmethod
+    def of(cls, X: Floats, T: Floats) -> Moments:
+        """Return the sums of features (n, D) and targets (n, K), taken in double precision."""
+        width, k = X.shape[1], T.shape[1]
+        xx, xt = np.zeros((width, width)), np.zeros((width, k))
+        x, t = np.zeros(width), np.zeros(k)
+        for start in range(0, len(X), _ROWS):
+            rows, targets = (part[start : start + _ROWS].astype(np.float64) for part in (X, T))
+            xx += rows.T @ rows
+            xt += rows.T @ targets
+            x += rows.sum(axis=0)
+            t += targets.sum(axis=0)
+        return cls(float(len(X)), x, t, xx, xt)
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.n + other.n, self.x + other.x, self.t + other.t, self.xx + other.xx, self.xt + other.xt)
+
+    def __sub__(self, other: Moments) -> Moments:
+        return Moments(self.n - other.n, self.x - other.x, self.t - other.t, self.xx - other.xx, self.xt - other.xt)
+
+
+class RidgePath:
+    """The ridge regressions of all penalties on standardised features, with an intercept that is not penalised.
+
+    Args:
+        moments: Of the rows to fit.
+        standardize: Give every feature variance 1; it is centred in any case.
+
+    """
+
+    def __init__(self, moments: Moments, standardize: bool = True) -> None:
+        n = moments.n
+        self.mean = moments.x / n
+        self.target_mean = moments.t / n
+        covariance = moments.xx / n - np.outer(self.mean, self.mean)
+        variance = np.diag(covariance)
+        # Sums are subtracted from each other: what is left of a constant feature is rounding.
+        constant = variance <= 1e-10 * np.maximum(np.diag(moments.xx) / n, 1e-300)
+        self.scale = np.where(constant | (not standardize), 1.0, np.sqrt(np.where(constant, 1.0, variance)))
+        centred = covariance / np.outer(self.scale, self.scale)
+        centred[constant] = centred[:, constant] = 0.0
+        cross = (moments.xt / n - np.outer(self.mean, self.target_mean)) / self.scale[:, None]
+        cross[constant] = 0.0
+        values, self.basis = eigh(centred)
+        self.values = np.maximum(values, 0.0)
+        self.unit = float(self.values.mean()) or 1.0
+        self.cross = self.basis.T @ cross
+        self.n = n
+
+    def rotated(self, X: Floats) -> Doubles:
+        """Return standardised features (n, D) in the basis of the decomposition."""
+        rotated: Doubles = ((X - self.mean) / self.scale) @ self.basis
+        return rotated
+
+    def scores(self, rotated: Doubles, alpha: float) -> Doubles:
+        """Return the regression's values (n, K) for rotated rows and a penalty, in units of the mean eigenvalue."""
+        values: Doubles = rotated @ (self.cross / self._damped(alpha)[:, None]) + self.target_mean
+        return values
+
+    def left_out_scores(self, rotated: Doubles, T: Floats, alpha: float) -> Doubles:
+        """Return what each fitted row (rotated, with its targets) would get from a fit without it, scaling as it is."""
+        leverage = 1 / self.n + (rotated**2 / (self.n * self._damped(alpha))).sum(axis=1)
+        residual = T - self.scores(rotated, alpha)
+        left_out: Doubles = T - residual / np.maximum(1 - leverage, 1e-12)[:, None]
+        return left_out
+
+    def _damped(self, alpha: float) -> Doubles:
+        damped: Doubles = self.values + max(alpha, 1e-12) * self.unit
+        return damped
+
+
+def indicators(Y: NDArray[Any], n_classes: int) -> Doubles:
+    """Return targets (n, K): 1 for the class of a row and 0 for the others; labels (n, L) are their own."""
+    found: Doubles = Y.astype(np.float64) if Y.ndim == 2 else np.eye(n_classes)[Y]
+    return found
+
+
+def probabilities(scores: Doubles, multilabel: bool) -> Doubles:
+    """Return scores as probabilities: a fixed squashing with slope one at equal odds, so that the order is kept.
+
+    A softmax of K times the K indicators' values, or a logistic function for each label.
+    """
+    if multilabel:
+        label: Doubles = expit(4 * (scores - 0.5))
+        return label
+    classes: Doubles = softmax(scores.shape[1] * scores, axis=1)
+    return classes
+
+
+def sweep_ridge(
+    X: Floats, Y: NDArray[Any], folds: Sequence[Fold], alphas: Sequence[float] = ALPHAS, *, n_classes: int
+) -> list[list[Doubles]]:
+    """Return probabilities of the held-out rows for each penalty and fold.
+
+    Where the held-out parts do not overlap, each row is summed once: a fold's training sums are all sums less its own.
+
+    Args:
+        X: Features, (n, D).
+        Y: Class codes (n,), or labels 0, 1 or NaN (n, L).
+        folds: Pairs of training and held-out rows.
+        alphas: Penalties, in units of the mean eigenvalue.
+        n_classes: Number of classes, or of labels.
+
+    """
+    T = indicators(Y, n_classes)
+    multilabel = Y.ndim == 2
+    columns = [slice(None)] if not np.isnan(T).any() else [slice(i, i + 1) for i in range(T.shape[1])]
+    found: list[list[list[Doubles]]] = [[[] for _ in folds] for _ in alphas]
+    for column in columns:
+        known = np.flatnonzero(np.isfinite(T[:, column]).all(axis=1))
+        used = [np.intersect1d(train, known) for train, _ in folds]
+        for i, (moments, (_, val)) in enumerate(zip(_fold_moments(X, T[:, column], used), folds, strict=True)):
+            path = RidgePath(moments)
+            rotated = path.rotated(X[val])
+            for j, alpha in enumerate(alphas):
+                found[j][i].append(probabilities(path.scores(rotated, alpha), multilabel))
+    return [[np.concatenate(parts, axis=1) for parts in by_fold] for by_fold in found]
+
+
+def _fold_moments(X: Floats, T: Doubles, trains: Sequence[NDArray[Any]]) -> list[Moments]:
+    """Return the sums of each set of rows, by subtraction where that is less work."""
+    everything = np.unique(np.concatenate(list(trains)))
+    rests = [np.setdiff1d(everything, train) for train in trains]
+    if sum(map(len, rests)) + len(everything) >= sum(map(len, trains)):
+        return [Moments.of(X[train], T[train]) for train in trains]
+    # Every row once: those that no fold leaves out, then each fold's own.
+    whole = Moments.of(X[everything], T[everything])
+    return [whole - Moments.of(X[rest], T[rest]) for rest in rests]
+
+
+class RidgeProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A classifier by ridge regression on class indicators, in closed form.
+
+    Args:
+        alpha: Penalty, in units of the mean eigenvalue of the features' covariance: 1 shrinks an average direction to
+            half.
+        standardize: Give every feature variance 1 over the training rows; they are centred in any case.
+
+    Attributes:
+        classes_: The classes, or for multi-label targets the column numbers.
+
+    """
+
+    def __init__(self, alpha: float = 1.0, standardize: bool = True) -> None:
+        self.alpha = alpha
+        self.standardize = standardize
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> RidgeProbe:
+        """Return the probe itself, fitted.
+
+        Args:
+            X: Features, (n, D).
+            y: Classes (n,), or labels 0, 1 or NaN for missing, (n, L) with L of at least 2.
+
+        Raises:
+            ValueError: A negative penalty, or targets of another kind.
+
+        """
+        if not self.alpha >= 0:
+            raise ValueError(f"alpha must not be negative, got {self.alpha!r}")
+        rows: Floats = validate_data(self, X, dtype=[np.float64, np.float32])
+        self.classes_, Y = encode_targets(y, len(rows))
+        self._multilabel = Y.ndim == 2
+        T = indicators(Y, len(self.classes_))
+        columns = [slice(None)] if not np.isnan(T).any() else [slice(i, i + 1) for i in range(T.shape[1])]
+        self._paths = []
+        for column in columns:
+            known = ~np.isnan(T[:, column]).any(axis=1)
+            if not known.any():
+                raise ValueError(f"label {column.start} has no row with a value")
+            self._paths.append(RidgePath(Moments.of(rows[known], T[known][:, column]), self.standardize))
+        return self
+
+    def decision_scores(self, X: ArrayLike) -> Doubles:
+        """Return the regression's values (m, K): an estimate of each class's probability that may leave [0, 1]."""
+        check_is_fitted(self)
+        rows: Floats = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        return np.concatenate([path.scores(path.rotated(rows), self.alpha) for path in self._paths], axis=1)
+
+    def predict_proba(self, X: ArrayLike) -> Doubles:
+        """Return :func:`probabilities` of the scores, (m, K)."""
+        return probabilities(self.decision_scores(X), self._multilabel)
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the class with the largest score of every row (m,), or 0 or 1 for every label (m, L)."""
+        scores = self.decision_scores(X)
+        if self._multilabel:
+            return (scores >= 0.5).astype(np.int64)
+        predicted: NDArray[Any] = self.classes_[scores.argmax(axis=1)]
+        return predicted
