@@ -123,8 +123,8 @@ def _probabilities(cosines: Doubles, multilabel: bool, temperature: float) -> Do
     return found
 
 
-def _mean(units: Doubles, Y: NDArray[Any], value: int) -> Doubles:
-    rows = np.flatnonzero(Y == value)
+def _mean(units: Doubles, targets: NDArray[Any], value: int) -> Doubles:
+    rows = np.flatnonzero(targets == value)
     mean: Doubles = units[rows].mean(axis=0) if len(rows) else np.zeros(units.shape[1])
     return mean
 
