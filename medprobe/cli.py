@@ -192,6 +192,15 @@ def probe(
     leave_out: Annotated[
         str | None, typer.Option(help="Column of sites or the like: each is tested by what the others teach.")
     ] = None,
+    where: Annotated[str | None, typer.Option(help='SQL condition: only these samples, e.g. "age > 60".')] = None,
+    train_where: Annotated[str | None, typer.Option(help="Learn from these samples alone.")] = None,
+    test_where: Annotated[str | None, typer.Option(help="Test on these samples alone.")] = None,
+    relabel: Annotated[
+        list[str] | None, typer.Option(help="Merge classes (2,3,4=refer) or drop one (U=); may be repeated.")
+    ] = None,
+    uncertain: Annotated[
+        str | None, typer.Option(help="What a label of -1 counts as, of several labels: zeros, ones or ignore.")
+    ] = None,
     duplicates: Annotated[
         str, typer.Option(help="Equal pictures on two sides of a given split: error, drop (from training) or keep.")
     ] = "error",
@@ -217,6 +226,11 @@ def probe(
         n_folds=folds,
         test_size=test_size,
         leave_out=leave_out,
+        where=where,
+        train_where=train_where,
+        test_where=test_where,
+        relabel=relabel or (),
+        uncertain=uncertain,
         duplicates=duplicates,
         n_resamples=bootstrap,
         seed=seed,

@@ -29,7 +29,8 @@ from medprobe.probe.splits import (
     n_groups,
 )
 from medprobe.probe.targets import Floats, Fold
-from medprobe.probe.task import Target, target_of
+from medprobe.probe.task import Target
+from medprobe.probe.whatif import WhatIf
 from medprobe.results import Row
 from medprobe.store import FeatureStore, open_store
 
@@ -69,6 +70,11 @@ def probe(
     n_folds: int | None = None,
     test_size: float | None = None,
     leave_out: str | None = None,
+    where: str | None = None,
+    train_where: str | None = None,
+    test_where: str | None = None,
+    relabel: Sequence[str] = (),
+    uncertain: str | None = None,
     duplicates: str = "error",
     n_resamples: int = 1000,
     level: float = 0.95,
@@ -93,6 +99,11 @@ def probe(
         n_folds: Test every image once, in that many folds.
         test_size: Share of the images to hold out for testing.
         leave_out: Column of sites, scanners or the like: each is tested once, by what all the others teach.
+        where: SQL condition over the columns: only these samples take part.
+        train_where: Only these are learned from (settings are chosen on them, too).
+        test_where: Only these are tested on.
+        relabel: Rules that merge or drop classes of the target, such as ``2,3,4=refer`` and ``U=``.
+        uncertain: What a label of -1 counts as in multi-label targets: ``zeros``, ``ones`` or ``ignore``.
         duplicates: What to do about a picture on two sides of a given split: ``error``, ``drop`` it from training, or
             ``keep`` it. Splits that are made here keep equal pictures together.
         n_resamples: Bootstrap resamples.
@@ -114,7 +125,19 @@ def probe(
         raise UsageError(f"{' and '.join(given)}: give one of them")
     rows: list[Row] = []
     for store in (s if isinstance(s, FeatureStore) else open_store(s, partial=partial) for s in several):
-        question = _ask(store, target, metric, group, split_col, n_folds, test_size, leave_out, duplicates, seed)
+        question = _ask(
+            store,
+            target,
+            metric,
+            group,
+            split_col,
+            n_folds,
+            test_size,
+            leave_out,
+            WhatIf(where, train_where, test_where, tuple(relabel), uncertain),
+            duplicates,
+            seed,
+        )
         X = store.features(view)[question.target.rows]
         near = near_duplicates(X, question.split, store.samples["id"].to_numpy()[question.target.rows])
         question = replace(question, notes=question.notes + near)
@@ -134,6 +157,7 @@ def _ask(
     n_folds: int | None,
     test_size: float | None,
     leave_out: str | None,
+    what_if: WhatIf,
     duplicates: str,
     seed: int,
 ) -> _Question:
@@ -142,7 +166,7 @@ def _ask(
         raise DataError(f"{store.path}: no sample has features")
     columns = [c for c in samples.columns if c != "id"]
     named = target or _only_label(store)
-    asked = target_of(samples, named, ordinal=metric == "quadratic_kappa")
+    asked = what_if.target(samples, named, ordinal=metric == "quadratic_kappa")
     group_col = store.roles["group"] if group is None else (None if group == "none" else group)
     for flag, column in (("--group", group_col), ("--split-col", split_col), ("--leave-out", leave_out)):
         if column is not None and column not in columns:
@@ -162,6 +186,7 @@ def _ask(
             split = given_split(list(samples[column].iloc[asked.rows]), column, groups)
         else:
             split = fold_split(asked.y, together, min(DEFAULT_FOLDS, n_groups(together, len(asked.y))), seed)
+    split = what_if.split(split, samples, asked.rows)
     split, notes = without_shared_images(split, codes, samples["id"].to_numpy()[asked.rows], duplicates)
     names = default_metrics(asked.task)
     primary = primary_metric(asked.task) if metric is None else metric

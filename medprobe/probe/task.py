@@ -13,6 +13,7 @@ from medprobe.errors import DataError, UsageError
 
 # More distinct numbers than this are a measurement, not a class.
 _MOST_CLASSES = 100
+UNCERTAIN = {"zeros": 0.0, "ones": 1.0, "ignore": np.nan}
 
 
 @dataclass(frozen=True)
@@ -40,25 +41,27 @@ class Target:
         return len(self.classes)
 
 
-def target_of(samples: pd.DataFrame, name: str, *, ordinal: bool = False) -> Target:
+def target_of(samples: pd.DataFrame, name: str, *, ordinal: bool = False, uncertain: str | None = None) -> Target:
     """Return the target that ``name`` stands for.
 
     A column is one class a sample, in the order of numbers or of the alphabet. A comma list (``edema,effusion``), a
     pattern (``finding_*``) or the common start of columns (``label`` for ``label_0, label_1, ...``) is multi-label:
-    0, 1 or missing.
+    0, 1 or missing; with ``uncertain``, -1 counts as 0 (``zeros``), as 1 (``ones``) or as missing (``ignore``).
 
     Raises:
         UsageError: There is no such column, or ordinal classes that are no numbers.
         DataError: Fewer than two classes, values that are no classes, or labels other than 0, 1 and missing.
 
     """
+    if uncertain is not None and uncertain not in UNCERTAIN:
+        raise UsageError(f"--uncertain {uncertain}: one of {', '.join(UNCERTAIN)}")
     columns = _columns(samples, name)
     if len(columns) > 1:
         if ordinal:
             raise UsageError(
                 f"--target {name}: quadratic_kappa is for one column of grades, not for {len(columns)} labels"
             )
-        return _labels(samples, name, columns)
+        return _labels(samples, name, columns, uncertain)
     column = samples[columns[0]]
     present = ~_missing(column)
     values = column[present]
@@ -99,17 +102,18 @@ def _columns(samples: pd.DataFrame, name: str) -> list[str]:
     return found
 
 
-def _labels(samples: pd.DataFrame, name: str, columns: list[str]) -> Target:
+def _labels(samples: pd.DataFrame, name: str, columns: list[str], uncertain: str | None) -> Target:
     parts = []
     for column in columns:
         values = pd.to_numeric(samples[column].replace("", np.nan), errors="coerce").to_numpy(dtype="float64")
-        wrong = ~_missing(samples[column]).to_numpy() & ~np.isin(values, (0.0, 1.0))
+        unsure = (values == -1) & (uncertain is not None)
+        wrong = ~unsure & ~_missing(samples[column]).to_numpy() & ~np.isin(values, (0.0, 1.0))
         if wrong.any():
             example = samples[column].iloc[int(np.flatnonzero(wrong)[0])]
             raise DataError(
-                f"--target {name}: column '{column}' holds {example!r}; a label is 0, 1 or empty (uncertain or unknown)"
+                f"--target {name}: column '{column}' holds {example!r}; a label is 0, 1 or empty (for -1: --uncertain)"
             )
-        parts.append(values)
+        parts.append(values if uncertain is None else np.where(unsure, UNCERTAIN[uncertain], values))
     labels = np.stack(parts, axis=1)
     rows = np.flatnonzero(~np.isnan(labels).all(axis=1))
     if not len(rows):

@@ -1,0 +1,147 @@
+"""Questions to the same features: only some of the samples, or other classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from medprobe.errors import DataError, UsageError
+from medprobe.probe.splits import Part, Split
+from medprobe.probe.task import Target, target_of
+
+_ROW = "__row"
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """Which samples take part, and what their classes are: the arguments of :func:`medprobe.probe`."""
+
+    where: str | None = None
+    train_where: str | None = None
+    test_where: str | None = None
+    relabel: tuple[str, ...] = ()
+    uncertain: str | None = None
+
+    def target(self, samples: pd.DataFrame, name: str, *, ordinal: bool) -> Target:
+        """Return the target of the samples that take part, with rows counted over all samples."""
+        kept = np.arange(len(samples))
+        if self.where is not None:
+            kept = np.flatnonzero(rows_where(samples, self.where))
+        some = samples.iloc[kept]
+        if self.relabel:
+            if name not in samples.columns:
+                raise UsageError(f"--relabel: {name} is no single column of classes")
+            some = some.assign(**{name: relabelled(some[name], self.relabel)})
+        asked = target_of(some, name, ordinal=ordinal, uncertain=self.uncertain)
+        rules = f" ({'; '.join(self.relabel)})" if self.relabel else ""
+        return replace(asked, name=asked.name + rules, rows=kept[asked.rows])
+
+    def split(self, split: Split, samples: pd.DataFrame, rows: np.ndarray) -> Split:
+        """Return the split with what is learned from and tested on narrowed, and all conditions in its name."""
+        flags = {"where": self.where, "train where": self.train_where, "test where": self.test_where}
+        words = "".join(f", {flag} {condition}" for flag, condition in flags.items() if condition is not None)
+        masks = [
+            None if condition is None else rows_where(samples, condition, flag)[rows]
+            for flag, condition in (("--train-where", self.train_where), ("--test-where", self.test_where))
+        ]
+        return narrowed(split, masks[0], masks[1], words)
+
+
+def rows_where(samples: pd.DataFrame, condition: str, flag: str = "--where") -> np.ndarray:
+    """Return which samples (n,) an SQL condition over their columns holds for; unknown (NULL) is no.
+
+    DuckDB evaluates it: ``age > 60 AND site IN ('A', 'B')``. It can read no file.
+
+    Raises:
+        UsageError: DuckDB is not installed or does not understand the condition.
+        DataError: No sample is left.
+
+    """
+    try:
+        import duckdb
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{flag} needs duckdb, which is not installed: pip install 'medprobe[whatif]'") from error
+    table = samples.assign(**{_ROW: np.arange(len(samples))})
+    # Missing numbers are NaN in a table, which SQL would call larger than all others.
+    table = table.astype({c: "Float64" for c in table if table[c].dtype.kind == "f"})
+    with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as database:
+        database.register("samples", table)
+        try:
+            found = database.execute(f"SELECT {_ROW} FROM samples WHERE ({condition})").fetchnumpy()[_ROW]
+        except duckdb.Error as error:
+            columns = ", ".join(c for c in samples.columns)
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"{flag} {condition}: {reason} (columns: {columns})") from error
+    if not len(found):
+        raise DataError(f"{flag} {condition}: no sample is left")
+    mask = np.zeros(len(samples), dtype=bool)
+    mask[np.asarray(found, dtype=np.int64)] = True
+    return mask
+
+
+def narrowed(split: Split, train: np.ndarray | None, test: np.ndarray | None, words: str) -> Split:
+    """Return the split with some rows alone to learn from (training and validation) and to test on.
+
+    Args:
+        split: To be narrowed.
+        train: Rows that may be learned from, boolean (n,), or None for all.
+        test: Rows that may be tested on, likewise.
+        words: What the name of the split is continued with.
+
+    Raises:
+        DataError: A part has nothing left to train or to test on.
+
+    """
+
+    def kept(rows: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        return rows if mask is None else rows[mask[rows]]
+
+    parts = []
+    for part in split.parts:
+        val = None if part.val is None else kept(part.val, train)
+        clean = Part(kept(part.train, train), val if val is not None and len(val) else None, kept(part.test, test))
+        if not len(clean.test) and len(split.parts) > 1:
+            continue
+        for rows, flag in ((clean.train, "--train-where"), (clean.test, "--test-where")):
+            if not len(rows):
+                raise DataError(f"{flag}: '{split.name}' has no sample left on that side")
+        parts.append(clean)
+    if not parts:
+        raise DataError(f"--test-where: '{split.name}' has no sample left on that side")
+    return replace(split, name=f"{split.name}{words}", parts=tuple(parts))
+
+
+def relabelled(column: pd.Series, rules: Sequence[str]) -> pd.Series:
+    """Return a column with classes merged, renamed or dropped, as numbers where all names are.
+
+    Args:
+        column: Classes.
+        rules: ``2,3,4=refer`` makes one class of three; ``U=`` drops one; classes without a rule stay.
+
+    Raises:
+        UsageError: A rule without ``=``, or a class that the column does not have.
+
+    """
+    words = column.map(_word)
+    known = sorted(set(words) - {""})
+    mapped: dict[str, str] = {}
+    for rule in rules:
+        old, equals, new = rule.partition("=")
+        if not equals:
+            raise UsageError(f"--relabel {rule}: expected old,old=new, such as 2,3,4=refer, or old= to drop it")
+        for name in (part.strip() for part in old.split(",")):
+            if name not in known:
+                raise UsageError(f"--relabel {rule}: no class '{name}'; there are: {', '.join(known)}")
+            mapped[name] = new.strip()
+    renamed = words.map(lambda word: mapped.get(word, word))
+    numbers = pd.to_numeric(renamed.where(renamed != ""), errors="coerce")
+    return renamed if (numbers.isna() & (renamed != "")).any() else numbers
+
+
+def _word(value: object) -> str:
+    if value is None or value != value:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
