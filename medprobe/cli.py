@@ -204,6 +204,12 @@ def probe(
     duplicates: Annotated[
         str, typer.Option(help="Equal pictures on two sides of a given split: error, drop (from training) or keep.")
     ] = "error",
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Also probe columns alone and shuffled labels, for comparison.")
+    ] = False,
+    control_col: Annotated[
+        list[str] | None, typer.Option(help="Column of that control; may be repeated. [default: all that describe]")
+    ] = None,
     bootstrap: Annotated[int, typer.Option(help="Resamples of the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of splits, probes and resamples.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder in which the rows are kept.")] = None,
@@ -232,6 +238,8 @@ def probe(
         relabel=relabel or (),
         uncertain=uncertain,
         duplicates=duplicates,
+        controls=controls,
+        control_cols=control_col or (),
         n_resamples=bootstrap,
         seed=seed,
         partial=partial,

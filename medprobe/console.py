@@ -129,6 +129,11 @@ def print_leaderboard(rows: list[Row], to: Console | None = None) -> None:
     to = to or console()
     for table in leaderboard_tables(rows):
         to.print(table)
+    if any(row.encoder.startswith(("control:", "baseline/")) for row in rows):
+        from medprobe.probe.controls import verdicts
+
+        for sentence in verdicts(rows):
+            to.print(sentence, markup=False, highlight=False)
     for note in dict.fromkeys(note for row in rows if row.primary for note in row.notes):
         to.print(f"note: {note}", style="yellow", markup=False, highlight=False)
     failed = {row.encoder: row.n_failed for row in rows if row.n_failed}

@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from medprobe.errors import DataError, UsageError
 from medprobe.probe.bootstrap import intervals
+from medprobe.probe.controls import COLUMNS, SHUFFLED, column_features, describing_columns, shuffled
 from medprobe.probe.families import DEFAULT_FAMILIES, Family, family
 from medprobe.probe.leaks import image_codes, joined, near_duplicates, without_shared_images
 from medprobe.probe.metrics import METRICS, Scorer, check_metrics, default_metrics, primary_metric
@@ -58,6 +59,10 @@ class _Question:
     primary: str
 
 
+# Names of an encoder (or control) and a view, a probe, features and question.
+_Asked = tuple[str, str, Family, Floats, _Question]
+
+
 def probe(
     stores: str | os.PathLike[str] | FeatureStore | Sequence[str | os.PathLike[str] | FeatureStore],
     target: str | None = None,
@@ -76,6 +81,8 @@ def probe(
     relabel: Sequence[str] = (),
     uncertain: str | None = None,
     duplicates: str = "error",
+    controls: bool = False,
+    control_cols: Sequence[str] = (),
     n_resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -106,6 +113,8 @@ def probe(
         uncertain: What a label of -1 counts as in multi-label targets: ``zeros``, ``ones`` or ``ignore``.
         duplicates: What to do about a picture on two sides of a given split: ``error``, ``drop`` it from training, or
             ``keep`` it. Splits that are made here keep equal pictures together.
+        controls: Also probe what has to be beaten: columns of the manifest alone, and shuffled labels.
+        control_cols: The columns of that control; by default all that describe a sample and are no label, group or split.
         n_resamples: Bootstrap resamples.
         level: Coverage of the intervals.
         seed: Seed of splits, probes and resamples.
@@ -141,10 +150,15 @@ def probe(
         X = store.features(view)[question.target.rows]
         near = near_duplicates(X, question.split, store.samples["id"].to_numpy()[question.target.rows])
         question = replace(question, notes=question.notes + near)
-        for each in families:
+        named = view or store.plan.default_view
+        asked: list[_Asked] = [(store.encoder, named, each, X, question) for each in families]
+        if (controls or control_cols) and not any(row.encoder.startswith("control:") for row in rows):
+            asked += _controls(store, X, question, (leave_out, split_col), control_cols, seed)
+        for encoder, what, each, features, asks in asked:
             if progress is not None:
-                progress(f"{store.encoder}: {each.name} on {question.target.name} ({question.split.name})")
-            rows += _probe_one(store, X, view or store.plan.default_view, each, question, n_resamples, level, seed)
+                progress(f"{encoder}: {each.name} on {question.target.name} ({question.split.name})")
+            found = _probe_one(store, features, what, each, asks, n_resamples, level, seed)
+            rows += [replace(row, encoder=encoder) for row in found]
     return rows
 
 
@@ -192,6 +206,29 @@ def _ask(
     primary = primary_metric(asked.task) if metric is None else metric
     metrics = check_metrics((primary, *names), asked.task)
     return _Question(asked, groups, together, group_col or "", split, notes, metrics, primary)
+
+
+def _controls(
+    store: FeatureStore,
+    X: Floats,
+    question: _Question,
+    no_columns: Sequence[str | None],
+    named: Sequence[str],
+    seed: int,
+) -> list[_Asked]:
+    """Return what is probed for comparison."""
+    logistic, target, samples = family("logreg"), question.target, store.samples
+    changed = replace(target, y=shuffled(target.y, question.groups, seed))
+    asked: list[_Asked] = [(SHUFFLED, store.encoder, logistic, X, replace(question, target=changed))]
+    unknown = [name for name in named if name not in samples.columns]
+    if unknown:
+        raise UsageError(f"--control-col {unknown[0]}: no such column; there are: {', '.join(samples.columns)}")
+    without = {*no_columns, *target.columns, *store.roles["labels"], question.group, store.roles["split"]}
+    columns = list(named) or describing_columns(samples, [name for name in without if name])
+    if columns:
+        features = column_features(samples.iloc[target.rows], columns)
+        asked.append((COLUMNS, ", ".join(columns), logistic, features, question))
+    return asked
 
 
 def _only_label(store: FeatureStore) -> str:

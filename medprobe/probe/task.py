@@ -26,6 +26,7 @@ class Target:
         rows: Rows of the samples that have a label, (n,).
         y: Class codes (n,), or labels 0, 1 and NaN (n, L).
         classes: Names of the classes in the order of their codes, or of the labels.
+        columns: Columns that it was made from.
 
     """
 
@@ -34,6 +35,7 @@ class Target:
     rows: np.ndarray
     y: np.ndarray
     classes: tuple[str, ...]
+    columns: tuple[str, ...]
 
     @property
     def n_classes(self) -> int:
@@ -83,7 +85,9 @@ def target_of(samples: pd.DataFrame, name: str, *, ordinal: bool = False, uncert
             f"--target {name}: quadratic_kappa needs grades that are numbers; code the classes as 0, 1, 2, ..."
         )
     task = "ordinal" if ordinal else ("binary" if len(found) == 2 else "multiclass")
-    return Target(name, task, np.flatnonzero(present), codes.astype(np.int64), tuple(_class_name(v) for v in found))
+    return Target(
+        name, task, np.flatnonzero(present), codes.astype(np.int64), tuple(_class_name(v) for v in found), (columns[0],)
+    )
 
 
 def _columns(samples: pd.DataFrame, name: str) -> list[str]:
@@ -118,7 +122,7 @@ def _labels(samples: pd.DataFrame, name: str, columns: list[str], uncertain: str
     rows = np.flatnonzero(~np.isnan(labels).all(axis=1))
     if not len(rows):
         raise DataError(f"--target {name}: all of its columns are empty")
-    return Target(name, "multilabel", rows, labels[rows], tuple(columns))
+    return Target(name, "multilabel", rows, labels[rows], tuple(columns), tuple(columns))
 
 
 def _missing(column: pd.Series) -> Any:
