@@ -104,7 +104,7 @@ def embed(
     max_failures: Annotated[
         str | None,
         typer.Option(
-            help="Stop above this number or share (0.01, 1%) of unreadable images. [default: 1%, at least 10]"
+            help="Stop above this number or share (0.01, 1%) of unreadable images. (default: 1%, at least 10)"
         ),
     ] = None,
     check: Annotated[
@@ -174,18 +174,18 @@ def probe(
     probe: Annotated[
         list[str] | None,
         typer.Option(
-            "--probe", "-p", help="logreg, knn, mlp, ridge, prototype; may be repeated. [default: the first three]"
+            "--probe", "-p", help="logreg, knn, mlp, ridge, prototype; may be repeated. (default: the first three)"
         ),
     ] = None,
     view: Annotated[
-        str | None, typer.Option(help="Which of the encoder's vectors. [default: the encoder's own pooling]")
+        str | None, typer.Option(help="Which of the encoder's vectors. (default: the encoder's own pooling)")
     ] = None,
     metric: Annotated[str | None, typer.Option(help="Primary metric; quadratic_kappa for ordered grades.")] = None,
     group: Annotated[
-        str | None, typer.Option(help="Column of patients; 'none' for no grouping. [default: as recorded]")
+        str | None, typer.Option(help="Column of patients; 'none' for no grouping. (default: as recorded)")
     ] = None,
     split_col: Annotated[
-        str | None, typer.Option(help="Column with train, val and test. [default: as recorded]")
+        str | None, typer.Option(help="Column with train, val and test. (default: as recorded)")
     ] = None,
     folds: Annotated[int | None, typer.Option(help="Test every image once, in so many folds.")] = None,
     test_size: Annotated[float | None, typer.Option(help="Share of the images to test on.")] = None,
@@ -208,7 +208,7 @@ def probe(
         bool, typer.Option("--controls", help="Also probe columns alone and shuffled labels, for comparison.")
     ] = False,
     control_col: Annotated[
-        list[str] | None, typer.Option(help="Column of that control; may be repeated. [default: all that describe]")
+        list[str] | None, typer.Option(help="Column of that control; may be repeated. (default: all that describe)")
     ] = None,
     bootstrap: Annotated[int, typer.Option(help="Resamples of the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of splits, probes and resamples.")] = 0,
@@ -316,7 +316,7 @@ def export(
     store: StorePath,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
     file_format: Annotated[str, typer.Option("--format", "-f", help="npz, parquet or safetensors.")] = "npz",
-    view: Annotated[list[str] | None, typer.Option(help="View to export; may be repeated. [default: all]")] = None,
+    view: Annotated[list[str] | None, typer.Option(help="View to export; may be repeated. (default: all)")] = None,
     partial: Partial = False,
 ) -> None:
     """Write features, ids and columns for other tools."""
@@ -376,7 +376,7 @@ def demo(
         str, typer.Option(help="smears (drawn here), or a MedMNIST set such as breastmnist (fetched).")
     ] = "smears",
     model: Annotated[
-        list[str] | None, typer.Option("--model", "-m", help="Encoders. [default: two that need no download]")
+        list[str] | None, typer.Option("--model", "-m", help="Encoders. (default: two that need no download)")
     ] = None,
 ) -> None:
     """Run the main job on a small image set: embed, probe, leaderboard."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -197,3 +198,30 @@ def test_the_demo_for_real(tmp_path):
     best = {(row["encoder"], row["probe"]): row["value"] for row in rows}
     assert best["imagenet/efficientnet-lite0", "logreg"] > 0.9
     assert best["imagenet/efficientnet-lite0", "logreg"] > best["baseline/pixels", "logreg"]
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups")
+def test_an_interrupt_of_workers_and_all_leaves_one_sentence(tmp_path):
+    """Ctrl-C in a terminal goes to every process: no worker, and no thread of their pool, may answer with a traceback."""
+    images = tmp_path / "images"
+    images.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(images / "0.png")
+    for i in range(1, 2000):  # half a minute of decoding
+        os.link(images / "0.png", images / f"{i}.png")
+    command = [sys.executable, "-m", "medprobe.cli", "embed", images, "-m", "baseline/pixels", "-o", tmp_path / "out"]
+    process = subprocess.Popen(
+        [*map(str, command), "--workers", "2", "--block-rows", "64"],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    commits = tmp_path / "out" / "baseline--pixels.zarr" / "commits"
+    while process.poll() is None and not (commits.is_dir() and any(commits.iterdir())):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 4, said
+    assert "run the same command again" in said
+    assert "Traceback" not in said

@@ -27,6 +27,11 @@ from medprobe.images.sources import Payload
 CHUNK = 8
 
 
+# Chunks in flight for each worker: one at work and one at hand. No more than that fit loky's queue of calls, and what waits
+# outside of it makes loky's own thread fail, with a traceback, when its workers are killed.
+_AHEAD = 2
+
+
 @dataclass
 class Decoded:
     """A few consecutive images: pixels of those that could be read, digests of all, reasons for the others.
@@ -72,13 +77,11 @@ class Decoder:
 
     Args:
         workers: Number of processes; 0 decodes in this one.
-        ahead: Chunks in flight for each worker.
 
     """
 
-    def __init__(self, workers: int, ahead: int = 6) -> None:
+    def __init__(self, workers: int) -> None:
         self.workers = workers
-        self.ahead = ahead
         self._pool: Any = None
 
     def __enter__(self) -> Decoder:
@@ -96,7 +99,7 @@ class Decoder:
         stream = iter(chunks)
         waiting: deque[tuple[Sequence[Payload], Future[Decoded]]] = deque()
         while True:
-            room = self.workers * self.ahead - len(waiting)
+            room = self.workers * _AHEAD - len(waiting)
             waiting.extend((c, self._submit(c, geometries)) for c in itertools.islice(stream, room))
             if not waiting:
                 return
