@@ -90,6 +90,11 @@ def verdicts(rows: Iterable[Row]) -> list[str]:
             what = f"{target} on {split}: {_reaches(row)}; the best encoder, {best.encoder}, {_interval(best)}"
             if row.encoder == SHUFFLED:
                 found.append(f"{what}: {'SOMETHING LEAKS, it does as well' if level else 'no sign of a leak'}.")
+            elif level and row.encoder == COLUMNS:
+                found.append(
+                    f"{what}: as good within the interval, so that the images may add nothing to what is known; or a "
+                    "column gives the answer away (--control-col chooses others)."
+                )
             elif level:
                 found.append(f"{what}: as good within the interval, so that no gain from the encoder is shown.")
             else:
