@@ -105,13 +105,13 @@ def test_the_licence_that_is_listed_is_that_of_the_encoder() -> None:
 def test_availability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: dict[str, Entry]) -> None:
     monkeypatch.setenv("MEDPROBE_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert entries["sam/vit_b"].availability == "fetched"
+    assert entries["sam/vit_b"].availability == "to fetch"
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "sam_vit_b_01ec64.pth").touch()
     assert entries["sam/vit_b"].availability == "here"
     assert entries["dinov3/vitb16"].availability == "on request"
     assert entries["mae/retfound-cfp"].availability == "on request"
-    assert entries["imagenet/deit-b"].availability == "fetched"
+    assert entries["imagenet/deit-b"].availability == "to fetch"
     assert entries["seem/davit-d3"].availability == "--weights"
     assert entries["baseline/pixels"].availability == "none needed"
     assert entries["timm/<any>"].availability == ""

@@ -14,7 +14,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import medprobe
 from medprobe.probe.prototype import TEMPERATURES, PrototypeProbe, sweep_prototype
-from medprobe.probe.ridge import ALPHAS, Moments, RidgePath, RidgeProbe, indicators, sweep_ridge
+from medprobe.probe.ridge import ALPHAS, Moments, RidgePath, RidgeProbe, indicators, solve, sweep_ridge
 
 
 def data(n: int = 120, width: int = 12, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -46,6 +46,16 @@ def test_more_features_than_rows() -> None:
     reference = Ridge(alpha=20 * 0.5 * path.unit).fit(scaler.transform(X[:20]), np.eye(3)[y[:20]])
     ours = RidgeProbe(alpha=0.5).fit(X[:20], y[:20]).decision_scores(X[20:])
     np.testing.assert_allclose(ours, reference.predict(scaler.transform(X[20:])), atol=1e-8)
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_one_penalty_alone_is_a_point_of_the_path(standardize: bool) -> None:
+    X, y = data(width=30)
+    moments = Moments.of(X, indicators(y, 3))
+    path = RidgePath(moments, standardize)
+    for alpha in (0.0, 1e-10, 1e-6, 1e-2, 10.0):
+        coef, intercept = solve(moments, alpha, standardize)
+        np.testing.assert_allclose(X @ coef + intercept, path.scores(path.rotated(X), alpha), atol=1e-7)
 
 
 def test_leaving_one_out_is_a_refit_without_it() -> None:

@@ -52,7 +52,7 @@ class Entry:
 
     @property
     def availability(self) -> str:
-        """How its weights are had: ``here``, ``fetched`` when first used, ``on request``, ``--weights`` or ``none needed``."""
+        """How its weights are had: ``here``, ``to fetch`` at first use, ``on request``, ``--weights`` or ``none needed``."""
         if self.parameters is None:
             return ""
         if is_here(self.weights):
@@ -60,7 +60,7 @@ class Entry:
         if "on request" in self.licence:
             return "on request"
         if "url" in self.weights or "repo" in self.weights:
-            return "fetched"
+            return "to fetch"
         if "package" in self.weights:
             return "pip install"
         return "--weights" if self.parameters else "none needed"
