@@ -6,7 +6,8 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -36,7 +37,22 @@ class Check:
 
 def examine() -> list[Check]:
     """Return everything that is worth knowing when something does not work. Nothing is sent anywhere."""
-    return [*_packages(), *_devices(), *_caches(), *_access()]
+    topics = {"packages": _packages, "devices": _devices, "caches": _caches, "access": _access}
+    return [check for topic, look in topics.items() for check in _guarded(topic, look)]
+
+
+def _guarded(topic: str, look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    """Yield a topic's checks; what breaks on the way is one of them, since a broken machine is what this is for."""
+    try:
+        yield from look()
+    except Exception as error:
+        yield Check(topic, "examination", "warning", f"stopped here: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    """Return the kind of an error and its first line, in which the home folder names nobody."""
+    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    return said.replace(os.path.expanduser("~"), "~")  # noqa: PTH111 (Path.home raises where there is none)
 
 
 def _packages() -> Iterator[Check]:
@@ -60,6 +76,8 @@ def _package(name: str, least: str | None, extra: str) -> Check:
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
+        version = ""
+    if not version:  # None, whatever its type says, after an installation that was cut off
         return Check("packages", name, "missing", "not installed", install)
     if least is not None and _numbers(version) < _numbers(least):
         return Check("packages", name, "warning", f"{version}, older than {least}", f"pip install -U '{name}>={least}'")
@@ -78,11 +96,14 @@ def _devices() -> Iterator[Check]:
         import torch
 
         from medprobe.embed.precision import choose_precision
-    except ImportError as error:
+    except Exception as error:
         yield Check("devices", "cpu", "ok", found)
-        yield Check(
-            "devices", "accelerator", "missing", f"{error.name} is not installed", "pip install 'medprobe[embed]'"
-        )
+        install = "pip install 'medprobe[embed]'"
+        if isinstance(error, ModuleNotFoundError):
+            yield Check("devices", "accelerator", "missing", f"{error.name} is not installed", install)
+        else:  # a shared library that is missing, or does not fit
+            install = install.replace("install", "install --force-reinstall", 1)
+            yield Check("devices", "accelerator", "warning", f"torch cannot be loaded: {_reason(error)}", install)
         return
 
     def auto(device: torch.device) -> str:
@@ -119,13 +140,17 @@ def _folder(name: str, folder: Path, variable: str) -> Check:
     shown = f"~/{folder.relative_to(Path.home())}" if folder.is_relative_to(Path.home()) else str(folder)
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         return Check("caches", name, "warning", f"{shown} cannot be written", f"set {variable} to a folder that can be")
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    size, free = sum(path.stat().st_size for path in files), shutil.disk_usage(nearest).free
+    sizes = []
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # a file that another process is fetching may go at any moment
+            if path.is_file() and not path.is_symlink():
+                sizes.append(path.stat().st_size)
+    free = shutil.disk_usage(nearest).free
     return Check(
         "caches",
         name,
         "ok",
-        f"{shown}: {len(files)} files, {size / 1e9:.1f} GB; {free / 1e9:.0f} GB of the disk are free",
+        f"{shown}: {len(sizes)} files, {sum(sizes) / 1e9:.1f} GB; {free / 1e9:.0f} GB of the disk are free",
     )
 
 

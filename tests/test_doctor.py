@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import socket
 import sys
@@ -62,6 +63,38 @@ def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "medprobe.embed.precision", raising=False)
     assert found("accelerator").fix == "pip install 'medprobe[embed]'"
     assert found("cpu").state == "ok"
+
+
+def test_a_torch_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def broken(name: str, *rest: Any) -> Any:
+        if name == "torch":
+            raise OSError(f"{Path.home()}/lib/libcudart.so: cannot open\nand more")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    check = found("accelerator")
+    assert check.state == "warning"
+    assert check.found == "torch cannot be loaded: OSError: ~/lib/libcudart.so: cannot open"
+
+
+def test_what_breaks_is_shown_and_ends_its_topic_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: int) -> None:
+        raise RuntimeError("CUDA unknown error")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", broken)
+    assert found("examination") == Check(
+        "devices", "examination", "warning", "stopped here: RuntimeError: CUDA unknown error"
+    )
+    assert {check.topic for check in examine()} == {"packages", "devices", "caches", "access"}
+
+
+def test_an_installation_that_was_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: None if name == "timm" else version(name))
+    assert found("timm").state == "missing"
 
 
 def test_a_driver_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 def cache_folder() -> Path:
     """Return where fetched files are kept: ``MEDPROBE_CACHE``, or ``~/.cache/medprobe``."""
-    return Path(os.environ.get("MEDPROBE_CACHE") or Path.home() / ".cache" / "medprobe")
+    return Path(os.environ.get("MEDPROBE_CACHE") or "~/.cache/medprobe").expanduser()
 
 
 def weights_folder() -> Path:
