@@ -335,16 +335,9 @@ def models(
     json: Json = False,
 ) -> None:
     """List the encoders: size, cost, vectors, licence, and whether their weights are here."""
-    from medprobe.encoders.catalogue import read_catalogue
+    from medprobe.encoders.catalogue import find
 
-    found = [
-        entry
-        for entry in read_catalogue()
-        if pattern.lower() in entry.name.lower()
-        and (not family or entry.family in family)
-        and (not here or entry.availability in {"here", "none needed"})
-        and (max_parameters is None or (entry.parameters is not None and entry.parameters <= max_parameters * 1e6))
-    ]
+    found = find(pattern, families=family or (), here=here, max_parameters=max_parameters)
     if json:
         typer.echo(jsonlib.dumps([entry.to_dict() for entry in found], indent=1, ensure_ascii=False))
     else:

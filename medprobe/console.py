@@ -129,7 +129,7 @@ def print_leaderboard(rows: list[Row], to: Console | None = None) -> None:
     to = to or console()
     for table in leaderboard_tables(rows):
         to.print(table)
-    if any(row.encoder.startswith(("control:", "baseline/")) for row in rows):
+    if any(row.is_control for row in rows):
         from medprobe.probe.controls import verdicts
 
         for sentence in verdicts(rows):

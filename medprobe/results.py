@@ -70,6 +70,11 @@ class Row:
     notes: tuple[str, ...] = field(default=())
 
     @property
+    def is_control(self) -> bool:
+        """Whether this is no encoder under test but what one has to beat: a control, raw pixels, an untrained network."""
+        return self.encoder.startswith(("control: ", "baseline/"))
+
+    @property
     def key(self) -> tuple[str, ...]:
         """What a later row of the same question replaces."""
         return (self.encoder, self.view, self.probe, self.target, self.metric, self.split, self.group, self.fingerprint)

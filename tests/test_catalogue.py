@@ -132,6 +132,25 @@ def test_weights_in_the_hubs_cache_are_here(monkeypatch: pytest.MonkeyPatch, ent
     assert asked == [("microsoft/rad-dino", f, revision) for f in ("model.safetensors", "pytorch_model.bin")]
 
 
+def test_a_noted_revision_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: dict[str, Entry]
+) -> None:
+    monkeypatch.setenv("MEDPROBE_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda _repo, file, revision: file if revision == "c0ffee" else None
+    )
+    assert entries["hf/phikon"].availability == "to fetch"
+    (tmp_path / "revisions").mkdir()
+    (tmp_path / "revisions" / "owkin--phikon").write_text("c0ffee\n")
+    assert entries["hf/phikon"].availability == "here"
+
+
+def test_no_encoder_is_like_that() -> None:
+    result = CliRunner().invoke(app, ["models", "nosuch"])
+    assert result.exit_code == 2
+    assert "medprobe models, without arguments" in result.output
+
+
 def test_filters() -> None:
     assert {entry["family"] for entry in models("--family", "sam", "-f", "dino")} == {"sam", "dino"}
     small = models("--max-parameters", "25")

@@ -93,6 +93,9 @@ def test_controls_stand_in_the_leaderboard(samples: pd.DataFrame, tmp_path: Path
     assert found[COLUMNS].value > 0.75
     assert abs(found[SHUFFLED].value - 0.5) < 0.12
     assert found[COLUMNS].n_images == N
+    assert found[COLUMNS].fingerprint == ""  # no encoder had a part in it
+    assert found[SHUFFLED].fingerprint == found["fake/features"].fingerprint
+    assert [row.is_control for row in found.values()] == [False, True, True, False]
     words = "\n".join(verdicts(rows))
     assert f"{COLUMNS} (logreg)" in words
     assert words.count("better than that") == 1

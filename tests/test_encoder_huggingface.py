@@ -15,7 +15,8 @@ from encoder_helpers import difference, images, randomised
 
 from medprobe.encoders import huggingface, processor
 from medprobe.encoders.base import LoadOptions
-from medprobe.encoders.hub import hub_file, hub_folder, noted_revision
+from medprobe.encoders.cache import noted_revision
+from medprobe.encoders.hub import hub_file, hub_folder
 from medprobe.encoders.registry import load_encoder
 from medprobe.errors import DataError, MedprobeError, UsageError
 

@@ -95,6 +95,15 @@ def test_near_duplicates_are_named() -> None:
     assert "(g and c)" in note
 
 
+def test_validation_images_are_learned_from_as_well() -> None:
+    """The chosen settings are fitted to training and validation rows together."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(8, 32)).astype(np.float32)
+    X[6] = X[4]
+    (note,) = near_duplicates(X, split_of("rrrrvttt"), IDS)
+    assert "(g and e)" in note
+
+
 def test_large_sets_are_not_searched_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medprobe.probe.leaks._MOST_COMPARISONS", 5)
     (note,) = near_duplicates(np.eye(8, dtype=np.float32), split_of("rrrrvttt"), IDS)

@@ -96,10 +96,37 @@ def test_going_on_keeps_the_numbers_that_the_store_was_begun_with(table: Path, t
     (again,) = embed(table, FakeEncoder(), out, workers=0, normalize="dataset", block_rows=4)
     assert again.embedded == 4  # the block of the image that changed
     assert stored(again) == before
-    with pytest.raises(DataError, match="made from something else: preprocess is"):
+    with pytest.raises(DataError, match=r"made from something else: preprocess\.mean is \[0\.5, 0\.5, 0\.5\], was \["):
         embed(table, FakeEncoder(), out, workers=0)
     (anew,) = embed(table, FakeEncoder(), out, workers=0, normalize="dataset", overwrite=True)
     assert stored(anew)["mean"] != before["mean"]
+
+
+def test_images_are_read_once_for_all_encoders(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return channel_statistics(*arguments)
+
+    monkeypatch.setattr("medprobe.embed.run.channel_statistics", counted)
+    encoders = [FakeEncoder(name="fake/a"), FakeEncoder(name="fake/b")]
+    reports = embed(table, encoders, tmp_path / "out", workers=0, normalize="dataset")
+    assert len(calls) == 1
+    assert stored(reports[0]) == stored(reports[1])
+    embed(table, encoders, tmp_path / "out", workers=0, normalize="dataset")
+    assert len(calls) == 1  # what the stores were begun with
+
+
+def test_a_store_that_was_begun_otherwise_is_refused_before_images_are_read(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed(table, FakeEncoder(), tmp_path / "out", workers=0)
+    monkeypatch.setattr("medprobe.embed.run.channel_statistics", lambda *_: pytest.fail("images were read"))
+    with pytest.raises(
+        DataError, match=r"fake--tiny.zarr was begun with another normalization \(encoder\).*--overwrite"
+    ):
+        embed(table, FakeEncoder(), tmp_path / "out", workers=0, normalize="dataset")
 
 
 def test_six_numbers_are_taken_as_they_are(table: Path, tmp_path: Path) -> None:

@@ -151,6 +151,21 @@ def test_uncertain_labels(samples: pd.DataFrame, rule: str, value: float) -> Non
     np.testing.assert_array_equal(target.y[:, 1], samples["finding_b"].to_numpy()[target.rows])
 
 
+@pytest.mark.parametrize("rule", ["zeros", "ones", "ignore"])
+def test_uncertain_labels_of_one_column(samples: pd.DataFrame, rule: str) -> None:
+    assert target_of(samples, "finding_a").classes == ("-1", "0", "1")
+    target = target_of(samples, "finding_a", uncertain=rule)
+    assert (target.task, target.classes) == ("binary", ("0", "1"))
+    value = {"zeros": 0.0, "ones": 1.0, "ignore": np.nan}[rule]
+    expected = samples["finding_a"].where(samples["finding_a"] != -1, value)
+    np.testing.assert_array_equal(target.rows, np.flatnonzero(expected.notna()))
+    np.testing.assert_array_equal(target.y, expected.dropna())
+    words = target_of(
+        samples.assign(finding_a=samples["finding_a"].map(str).replace("nan", "")), "finding_a", uncertain=rule
+    )
+    np.testing.assert_array_equal(words.rows, target.rows)
+
+
 def test_uncertain_labels_need_a_rule(samples: pd.DataFrame) -> None:
     with pytest.raises(DataError, match="--uncertain"):
         target_of(samples, "finding_*")

@@ -210,10 +210,11 @@ def _check_same(
             differences.append(f"{len(gone)} images of the store are not in the data (first: {gone[0]})")
         if not extra and not gone:
             differences.append("the images are in another order")
+    now, was = _flat(_as_json(provenance)), _flat(plan.encoder)
     differences += [
-        f"{key} is {_short(value)}, was {_short(plan.encoder.get(key))}"
-        for key, value in sorted(provenance.items())
-        if plan.encoder.get(key) != _as_json(value)
+        f"{key} is {_short(now.get(key))}, was {_short(was.get(key))}"
+        for key in sorted(now.keys() | was.keys())
+        if now.get(key) != was.get(key)
     ]
     if precision != "auto" and precision != plan.precision:
         differences.append(f"precision is {precision}, was {plan.precision}")
@@ -256,6 +257,14 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _as_json(item) for key, item in value.items()}
     return [_as_json(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def _flat(values: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, ``preprocess.mean`` for example, so that a difference is named where it is."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{start}{key}.") if isinstance(value, Mapping) else {f"{start}{key}": value}
+    return flat
 
 
 def _short(value: Any) -> str:

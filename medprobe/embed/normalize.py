@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,8 @@ _GEOMETRY = Geometry(size=(256, 256), resize=(256, 256), crop="none", interpolat
 _MIN_STD = 1 / 255  # one step of grey: a channel that never changes stays finite
 
 Triple = tuple[float, float, float]
+# Mean, standard deviation, and of which images.
+Statistics = tuple[Triple, Triple, str]
 
 
 def parse_normalize(text: str) -> str | tuple[Triple, Triple]:
@@ -50,19 +52,18 @@ def parse_normalize(text: str) -> str | tuple[Triple, Triple]:
 
 
 def with_normalization(
-    encoder: Encoder, mode: str | tuple[Triple, Triple], manifest: Manifest, store: Path | None, decoder: Decoder
+    encoder: Encoder, mode: str | tuple[Triple, Triple], store: Path | None, statistics: Callable[[], Statistics]
 ) -> Encoder:
     """Return the encoder with the mean and standard deviation that are asked for.
 
     Args:
         encoder: Changed in place.
         mode: What :func:`parse_normalize` returns.
-        manifest: The data set.
         store: The store that is to be gone on with, whose numbers are kept, or None.
-        decoder: Reads the images.
+        statistics: Gives the data set's own numbers, as :func:`channel_statistics`; called if they are needed.
 
     Raises:
-        DataError: The data set's own numbers are wanted and none of its images can be read.
+        DataError: The data set's own numbers are wanted, and the store was begun with others.
 
     """
     if mode == ENCODER:
@@ -70,15 +71,12 @@ def with_normalization(
     if isinstance(mode, tuple):
         encoder.preprocess = replace(encoder.preprocess, mean=mode[0], std=mode[1], normalization="given")
         return encoder
-    kept = _kept(store) if store is not None else None
-    mean, std, source = kept or channel_statistics(manifest, decoder)
-    if kept is None:
-        log.info("normalised with %s: mean %s, std %s", source, _words(mean), _words(std))
+    mean, std, source = statistics() if store is None else _kept(store)
     encoder.preprocess = replace(encoder.preprocess, mean=mean, std=std, normalization=source)
     return encoder
 
 
-def channel_statistics(manifest: Manifest, decoder: Decoder) -> tuple[Triple, Triple, str]:
+def channel_statistics(manifest: Manifest, decoder: Decoder) -> Statistics:
     """Return mean and standard deviation of each colour in 0..1 over all pixels, to four decimals, and of which images.
 
     Of training images alone where the manifest has a split, of no more than ``MAX_IMAGES``, evenly spaced.
@@ -107,25 +105,26 @@ def channel_statistics(manifest: Manifest, decoder: Decoder) -> tuple[Triple, Tr
     n_pixels = n_images * _GEOMETRY.size[0] * _GEOMETRY.size[1]
     mean = total / n_pixels
     std = np.sqrt(np.maximum(squares / n_pixels - mean**2, _MIN_STD**2))
-    return _triple(mean), _triple(std), f"data set ({n_images} of {of})"
+    source = f"data set ({n_images} of {of})"
+    log.info("normalised with %s: mean %s, std %s", source, mean.round(3), std.round(3))
+    return _triple(mean), _triple(std), source
 
 
-def _kept(store: Path) -> tuple[Triple, Triple, str] | None:
-    """Return what a store was normalised with, if those are the data set's own numbers.
+def _kept(store: Path) -> Statistics:
+    """Return the data set's own numbers that a store was begun with.
 
     Images that have become readable since would change them, and are a reason for neither an error nor a new start.
     """
     stored = FeatureStore(store, partial=True).plan.encoder["preprocess"]
-    source = str(stored.get("normalization", ""))
+    source = str(stored.get("normalization", ENCODER))
     if not source.startswith("data set"):
-        return None
+        raise DataError(
+            f"{store} was begun with another normalization ({source}) than --normalize dataset. "
+            "Use another folder (-o), or --overwrite to delete that store and embed everything again."
+        )
     return _triple(stored["mean"]), _triple(stored["std"]), source
 
 
 def _triple(values: Iterable[float]) -> Triple:
     r, g, b = (round(float(value), 4) for value in values)
     return r, g, b
-
-
-def _words(values: Triple) -> str:
-    return " ".join(f"{value:.3f}" for value in values)

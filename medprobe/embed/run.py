@@ -7,20 +7,20 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from medprobe.embed.job import Job, prepare
-from medprobe.embed.normalize import ENCODER, parse_normalize, with_normalization
+from medprobe.embed.normalize import ENCODER, channel_statistics, parse_normalize, with_normalization
 from medprobe.embed.pipeline import Progress, fill_blocks
 from medprobe.embed.precision import choose_device
 from medprobe.embed.resume import blocks_to_do
 from medprobe.encoders.base import Encoder, LoadOptions
 from medprobe.encoders.registry import load_encoder
 from medprobe.errors import DataError, UsageError
-from medprobe.images.decode import CHUNK, Decoder, decode, default_workers
+from medprobe.images.decode import Decoder, decode, default_workers
 from medprobe.images.geometry import Geometry
 from medprobe.manifest import Manifest, read_manifest
 from medprobe.store import FeatureStore
@@ -152,10 +152,11 @@ def embed(
     chosen = choose_device(device)
     with Decoder(default_workers() if workers is None else workers) as decoder:
         jobs = []
+        statistics = cache(partial(channel_statistics, manifest, decoder))  # one reading of the images for all encoders
         for encoder in encoders:
             path = store_path(Path(out), encoder.name)
             resumed = path if path.exists() and not overwrite else None
-            with_normalization(encoder, mode, manifest, resumed, decoder)
+            with_normalization(encoder, mode, resumed, statistics)
             jobs.append(
                 prepare(
                     encoder,
@@ -205,8 +206,8 @@ def _first_images(manifest: Manifest, geometry: Geometry) -> np.ndarray:
     """Return the first few readable images, on which an encoder is tried before anything is planned."""
     found = np.zeros((0, *geometry.size, 3), dtype=np.uint8)
     reason = ""
-    for start in range(0, len(manifest), CHUNK):
-        rows = range(start, min(start + CHUNK, len(manifest)))
+    for start in range(0, len(manifest), _SAMPLE_IMAGES):
+        rows = range(start, min(start + _SAMPLE_IMAGES, len(manifest)))
         decoded = decode([manifest.images.payload(row) for row in rows], [geometry])
         found = np.concatenate([found, decoded.pixels[0]])[:_SAMPLE_IMAGES]
         reason = decoded.reasons[0] if decoded.reasons else reason

@@ -18,6 +18,17 @@ def weights_folder() -> Path:
     return cache_folder() / "weights"
 
 
+def revision_file(repo: str) -> Path:
+    """Return where the commit of a repository of the Hugging Face hub is noted that was fetched first."""
+    return cache_folder() / "revisions" / repo.replace("/", "--")
+
+
+def noted_revision(repo: str) -> str | None:
+    """Return the commit of a repository that was fetched first, or None."""
+    file = revision_file(repo)
+    return (file.read_text(encoding="ascii").strip() or None) if file.is_file() else None
+
+
 def is_here(source: Mapping[str, str]) -> bool:
     """Return whether weights can be loaded without a network.
 
@@ -34,7 +45,7 @@ def is_here(source: Mapping[str, str]) -> bool:
         return False
     from huggingface_hub import try_to_load_from_cache
 
+    repo = source["repo"]
+    revision = source.get("revision") or noted_revision(repo)
     files = [source[key] for key in ("file", "otherwise") if key in source]
-    return any(
-        isinstance(try_to_load_from_cache(source["repo"], file, revision=source.get("revision")), str) for file in files
-    )
+    return any(isinstance(try_to_load_from_cache(repo, file, revision=revision), str) for file in files)

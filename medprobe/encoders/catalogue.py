@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
 from medprobe.encoders.cache import is_here
 from medprobe.encoders.registry import plugins
+from medprobe.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -75,3 +76,25 @@ def read_catalogue() -> list[Entry]:
     text = files("medprobe.encoders").joinpath("catalogue.json").read_text(encoding="utf-8")
     own = [Entry(name, **facts) for name, facts in json.loads(text).items()]
     return own + [Entry(f"{name}/<any>", "from an installed plug-in") for name in plugins()]
+
+
+def find(
+    pattern: str = "", *, families: Collection[str] = (), here: bool = False, max_parameters: float | None = None
+) -> list[Entry]:
+    """Return the entries whose names hold a pattern, in some families, that need no fetching, up to a size in millions.
+
+    Raises:
+        UsageError: No encoder is so.
+
+    """
+    found = [
+        entry
+        for entry in read_catalogue()
+        if pattern.lower() in entry.name.lower()
+        and (not families or entry.family in families)
+        and (not here or entry.availability in {"here", "none needed"})
+        and (max_parameters is None or (entry.parameters is not None and entry.parameters <= max_parameters * 1e6))
+    ]
+    if not found:
+        raise UsageError("no encoder is like that; medprobe models, without arguments, lists all")
+    return found

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from medprobe.encoders.cache import cache_folder
+from medprobe.encoders.cache import noted_revision, revision_file
 from medprobe.errors import UsageError
 
 _TIMEOUT = 10.0  # seconds to wait for the hub's first answer before it counts as out of reach
@@ -86,24 +86,14 @@ def hub_folder(model: str, repo: str, revision: str | None = None) -> Path:
     return _note(repo, folder) if noted else folder
 
 
-def noted_revision(repo: str) -> str | None:
-    """Return the commit of a repository that was fetched first, or None."""
-    file = _revision_file(repo)
-    return (file.read_text(encoding="ascii").strip() or None) if file.is_file() else None
-
-
 def _note(repo: str, path: Path) -> Path:
     """Note which commit a path of the hub's cache belongs to, unless one is noted, and return the path."""
-    file, parts = _revision_file(repo), path.parts
+    file, parts = revision_file(repo), path.parts
     if "snapshots" in parts[:-1] and not file.exists():
         with suppress(OSError):  # a cache may be shared and read-only
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(parts[parts.index("snapshots") + 1] + "\n", encoding="ascii")
     return path
-
-
-def _revision_file(repo: str) -> Path:
-    return cache_folder() / "revisions" / repo.replace("/", "--")
 
 
 def _has_weights(folder: Path) -> bool:

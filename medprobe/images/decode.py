@@ -24,9 +24,7 @@ from medprobe.images.geometry import Geometry
 from medprobe.images.raster import DIGEST_BYTES, ImageError, content_digest, load_rgb, read_source
 from medprobe.images.sources import Payload
 
-CHUNK = 8
-
-
+CHUNK = 24  # images: with two chunks in flight, enough to go on reading while a batch is encoded
 # Chunks in flight for each worker: one at work and one at hand. No more than that fit loky's queue of calls, and what waits
 # outside of it makes loky's own thread fail, with a traceback, when its workers are killed.
 _AHEAD = 2

@@ -13,7 +13,6 @@ from medprobe.results import Row, ranked
 
 COLUMNS = "control: columns alone"
 SHUFFLED = "control: shuffled labels"
-UNTRAINED = "baseline/"
 
 # A column of more different words than this names samples rather than describing them.
 _MOST_WORDS = 50
@@ -76,14 +75,14 @@ def verdicts(rows: Iterable[Row]) -> list[str]:
     found = []
     for (target, metric, split), table in ranked(rows).items():
         better = METRICS[metric].higher_is_better
-        encoders = [row for row in table if not row.encoder.startswith(("control:", UNTRAINED))]
+        encoders = [row for row in table if not row.is_control]
         if not encoders:
             continue
         best = encoders[0]
         bound = best.ci_low if better else best.ci_high
         seen = set()
         for row in table:
-            if row.encoder in seen or not row.encoder.startswith(("control:", UNTRAINED)):
+            if row.encoder in seen or not row.is_control:
                 continue
             seen.add(row.encoder)  # the table is ranked: this is its best probe
             level = row.value >= bound if better else row.value <= bound

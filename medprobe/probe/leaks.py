@@ -74,7 +74,7 @@ def without_shared_images(
     parts, shared = [], 0
     for part in split.parts:
         clean = _without(part, codes)
-        lost = _size(part) - _size(clean)
+        lost = len(part.fitted) - len(clean.fitted)
         if lost and duplicates == "error":
             raise DataError(
                 f"{lost} images of '{split.name}' are trained on and tested on under another name "
@@ -93,19 +93,19 @@ def without_shared_images(
 
 
 def near_duplicates(X: Floats, split: Split, ids: np.ndarray) -> tuple[str, ...]:
-    """Return a note that names tested rows with a training row of nearly the same features, or nothing.
+    """Return a note that names tested rows with a training or validation row of nearly the same features, or nothing.
 
     The cosine is taken of features (n, D) from which their mean is subtracted, as the features of some encoders all point
     the same way. Beyond some size nothing is looked for, and the note says so.
     """
-    if sum(len(part.train) * len(part.test) for part in split.parts) > _MOST_COMPARISONS:
+    if sum(len(part.fitted) * len(part.test) for part in split.parts) > _MOST_COMPARISONS:
         return ("too many images to look for near-duplicates across the split",)
     centred = X - X.mean(axis=0, dtype=np.float64).astype(X.dtype)
     found: list[tuple[float, int, int]] = []
     for part in split.parts:
-        cosine, index = neighbours(centred[part.train], centred[part.test], 1, metric="cosine")
+        cosine, index = neighbours(centred[part.fitted], centred[part.test], 1, metric="cosine")
         found += [
-            (float(cosine[row, 0]), int(part.test[row]), int(part.train[index[row, 0]]))
+            (float(cosine[row, 0]), int(part.test[row]), int(part.fitted[index[row, 0]]))
             for row in np.flatnonzero(cosine[:, 0] > NEAR)
         ]
     if not found:
@@ -122,10 +122,6 @@ def _without(part: Part, codes: np.ndarray) -> Part:
         return replace(part, train=train)
     val = part.val[~np.isin(codes[part.val], codes[part.test])]
     return replace(part, train=train[~np.isin(codes[train], codes[val])], val=val)
-
-
-def _size(part: Part) -> int:
-    return len(part.train) + (0 if part.val is None else len(part.val))
 
 
 def _pairs(part: Part, codes: np.ndarray, ids: np.ndarray) -> str:

@@ -22,7 +22,7 @@ from medprobe.probe.targets import Floats, Fold, encode_targets
 
 Doubles = NDArray[np.float64]
 
-# In units of the mean eigenvalue of the standardised features' covariance times the number of rows.
+# From next to nothing but the class shares to next to no penalty; in units of the covariance's mean eigenvalue.
 ALPHAS = tuple((10.0 ** np.arange(4, -6.5, -0.5)).tolist())
 # Below this penalty rounding may make the damped covariance indefinite.
 _FIRM = 1e-8
@@ -185,10 +185,8 @@ def sweep_ridge(
     """
     T = indicators(Y, n_classes)
     multilabel = Y.ndim == 2
-    columns = [slice(None)] if not np.isnan(T).any() else [slice(i, i + 1) for i in range(T.shape[1])]
     found: list[list[list[Doubles]]] = [[[] for _ in folds] for _ in alphas]
-    for column in columns:
-        known = np.flatnonzero(np.isfinite(T[:, column]).all(axis=1))
+    for column, known in _complete(T):
         used = [np.intersect1d(train, known) for train, _ in folds]
         for i, (moments, (_, val)) in enumerate(zip(_fold_moments(X, T[:, column], used), folds, strict=True)):
             path = RidgePath(moments)
@@ -196,6 +194,12 @@ def sweep_ridge(
             for j, alpha in enumerate(alphas):
                 found[j][i].append(probabilities(path.scores(rotated, alpha), multilabel))
     return [[np.concatenate(parts, axis=1) for parts in by_fold] for by_fold in found]
+
+
+def _complete(T: Doubles) -> list[tuple[slice, NDArray[np.int64]]]:
+    """Return columns with the rows that have all of their values: all columns at once, or one by one where some lack."""
+    columns = [slice(None)] if not np.isnan(T).any() else [slice(i, i + 1) for i in range(T.shape[1])]
+    return [(column, np.flatnonzero(np.isfinite(T[:, column]).all(axis=1))) for column in columns]
 
 
 def _fold_moments(X: Floats, T: Doubles, trains: Sequence[NDArray[Any]]) -> list[Moments]:
@@ -250,11 +254,9 @@ class RidgeProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, Y = encode_targets(y, len(rows))
         self._multilabel = Y.ndim == 2
         T = indicators(Y, len(self.classes_))
-        columns = [slice(None)] if not np.isnan(T).any() else [slice(i, i + 1) for i in range(T.shape[1])]
         fits = []
-        for column in columns:
-            known = ~np.isnan(T[:, column]).any(axis=1)
-            if not known.any():
+        for column, known in _complete(T):
+            if not len(known):
                 raise ValueError(f"label {column.start} has no row with a value")
             fits.append(solve(Moments.of(rows[known], T[known][:, column]), self.alpha, self.standardize))
         self.coef_ = np.concatenate([coef for coef, _ in fits], axis=1)

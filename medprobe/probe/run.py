@@ -59,8 +59,32 @@ class _Question:
     primary: str
 
 
-# Names of an encoder (or control) and a view, a probe, features and question.
-_Asked = tuple[str, str, Family, Floats, _Question]
+@dataclass(frozen=True)
+class _Wish:
+    """What is asked of every store: the arguments of :func:`probe` that make a question."""
+
+    target: str | None
+    metric: str | None
+    group: str | None
+    split_col: str | None
+    n_folds: int | None
+    test_size: float | None
+    leave_out: str | None
+    what_if: WhatIf
+    duplicates: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A probe of some features, and what its rows are called."""
+
+    encoder: str
+    view: str
+    fingerprint: str
+    family: Family
+    X: Floats
+    question: _Question
 
 
 def probe(
@@ -132,103 +156,80 @@ def probe(
     given = [flag for flag, value in ways.items() if value is not None]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)}: give one of them")
+    what_if = WhatIf(where, train_where, test_where, tuple(relabel), uncertain)
+    wish = _Wish(target, metric, group, split_col, n_folds, test_size, leave_out, what_if, duplicates, seed)
     rows: list[Row] = []
     for store in (s if isinstance(s, FeatureStore) else open_store(s, partial=partial) for s in several):
-        question = _ask(
-            store,
-            target,
-            metric,
-            group,
-            split_col,
-            n_folds,
-            test_size,
-            leave_out,
-            WhatIf(where, train_where, test_where, tuple(relabel), uncertain),
-            duplicates,
-            seed,
-        )
+        question = _ask(store, wish)
         X = store.features(view)[question.target.rows]
         near = near_duplicates(X, question.split, store.samples["id"].to_numpy()[question.target.rows])
         question = replace(question, notes=question.notes + near)
-        named = view or store.plan.default_view
-        asked: list[_Asked] = [(store.encoder, named, each, X, question) for each in families]
-        if (controls or control_cols) and not any(row.encoder.startswith("control:") for row in rows):
-            asked += _controls(store, X, question, (leave_out, split_col), control_cols, seed)
-        for encoder, what, each, features, asks in asked:
+        of = (store.encoder, view or store.plan.default_view, store.plan.fingerprint)
+        trials = [_Trial(*of, each, X, question) for each in families]
+        if (controls or control_cols) and not rows:
+            trials += _controls(store, trials[0], wish, control_cols)
+        for trial in trials:
             if progress is not None:
-                progress(f"{encoder}: {each.name} on {question.target.name} ({question.split.name})")
-            found = _probe_one(store, features, what, each, asks, n_resamples, level, seed)
-            rows += [replace(row, encoder=encoder) for row in found]
+                progress(f"{trial.encoder}: {trial.family.name} on {question.target.name} ({question.split.name})")
+            rows += _probe_one(trial, len(store.failures), n_resamples, level, seed)
     return rows
 
 
-def _ask(
-    store: FeatureStore,
-    target: str | None,
-    metric: str | None,
-    group: str | None,
-    split_col: str | None,
-    n_folds: int | None,
-    test_size: float | None,
-    leave_out: str | None,
-    what_if: WhatIf,
-    duplicates: str,
-    seed: int,
-) -> _Question:
+def _ask(store: FeatureStore, wish: _Wish) -> _Question:
     samples = store.samples
     if not len(samples):
         raise DataError(f"{store.path}: no sample has features")
     columns = [c for c in samples.columns if c != "id"]
-    named = target or _only_label(store)
-    asked = what_if.target(samples, named, ordinal=metric == "quadratic_kappa")
-    group_col = store.roles["group"] if group is None else (None if group == "none" else group)
-    for flag, column in (("--group", group_col), ("--split-col", split_col), ("--leave-out", leave_out)):
+    named = wish.target or _only_label(store)
+    asked = wish.what_if.target(samples, named, ordinal=wish.metric == "quadratic_kappa")
+    group_col = store.roles["group"] if wish.group is None else (None if wish.group == "none" else wish.group)
+    for flag, column in (("--group", group_col), ("--split-col", wish.split_col), ("--leave-out", wish.leave_out)):
         if column is not None and column not in columns:
             raise UsageError(f"{flag} {column}: no such column; there are: {', '.join(columns)}")
     groups = None if group_col is None else _group_names(samples[group_col].to_numpy(), asked.rows)
     codes = image_codes(store.image_digests()[asked.rows])
     together = joined(groups, codes)
-    if n_folds is not None:
-        split = fold_split(asked.y, together, n_folds, seed)
-    elif test_size is not None:
-        split = hold_out_split(asked.y, together, test_size, seed)
-    elif leave_out is not None:
-        split = leave_out_split(list(samples[leave_out].iloc[asked.rows]), leave_out, together)
+    split_col = wish.split_col or store.roles["split"]
+    if wish.n_folds is not None:
+        split = fold_split(asked.y, together, wish.n_folds, wish.seed)
+    elif wish.test_size is not None:
+        split = hold_out_split(asked.y, together, wish.test_size, wish.seed)
+    elif wish.leave_out is not None:
+        split = leave_out_split(list(samples[wish.leave_out].iloc[asked.rows]), wish.leave_out, together)
+    elif split_col is not None:
+        split = given_split(list(samples[split_col].iloc[asked.rows]), split_col, groups)
     else:
-        column = split_col or store.roles["split"]
-        if column is not None:
-            split = given_split(list(samples[column].iloc[asked.rows]), column, groups)
-        else:
-            split = fold_split(asked.y, together, min(DEFAULT_FOLDS, n_groups(together, len(asked.y))), seed)
-    split = what_if.split(split, samples, asked.rows)
-    split, notes = without_shared_images(split, codes, samples["id"].to_numpy()[asked.rows], duplicates)
+        split = fold_split(asked.y, together, min(DEFAULT_FOLDS, n_groups(together, len(asked.y))), wish.seed)
+    split = wish.what_if.split(split, samples, asked.rows)
+    split, notes = without_shared_images(split, codes, samples["id"].to_numpy()[asked.rows], wish.duplicates)
     names = default_metrics(asked.task)
-    primary = primary_metric(asked.task) if metric is None else metric
+    primary = primary_metric(asked.task) if wish.metric is None else wish.metric
     metrics = check_metrics((primary, *names), asked.task)
     return _Question(asked, groups, together, group_col or "", split, notes, metrics, primary)
 
 
-def _controls(
-    store: FeatureStore,
-    X: Floats,
-    question: _Question,
-    no_columns: Sequence[str | None],
-    named: Sequence[str],
-    seed: int,
-) -> list[_Asked]:
-    """Return what is probed for comparison."""
-    logistic, target, samples = family("logreg"), question.target, store.samples
-    changed = replace(target, y=shuffled(target.y, question.groups, seed))
-    asked: list[_Asked] = [(SHUFFLED, store.encoder, logistic, X, replace(question, target=changed))]
+def _controls(store: FeatureStore, trial: _Trial, wish: _Wish, named: Sequence[str]) -> list[_Trial]:
+    """Return what is probed for comparison: the trial's features with shuffled labels, and columns of the store alone."""
+    question, samples, logistic = trial.question, store.samples, family("logreg")
+    target = question.target
+    meaningless = replace(question, target=replace(target, y=shuffled(target.y, question.groups, wish.seed)))
+    trials = [replace(trial, encoder=SHUFFLED, view=trial.encoder, family=logistic, question=meaningless)]
     unknown = [name for name in named if name not in samples.columns]
     if unknown:
         raise UsageError(f"--control-col {unknown[0]}: no such column; there are: {', '.join(samples.columns)}")
-    without = {*no_columns, *target.columns, *store.roles["labels"], question.group, store.roles["split"]}
+    without = {
+        *target.columns,
+        *store.roles["labels"],
+        store.roles["split"],
+        question.group,
+        wish.split_col,
+        wish.leave_out,
+    }
     columns = list(named) or describing_columns(samples, [name for name in without if name])
     if columns:
         features = column_features(samples.iloc[target.rows], columns)
-        asked.append((COLUMNS, ", ".join(columns), logistic, features, question))
-    return asked
+        trials.append(_Trial(COLUMNS, ", ".join(columns), "", logistic, features, question))
+    return trials
 
 
 def _only_label(store: FeatureStore) -> str:
@@ -249,22 +250,14 @@ def _group_names(names: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return text.astype(str)
 
 
-def _probe_one(
-    store: FeatureStore,
-    X: Floats,
-    view: str,
-    each: Family,
-    question: _Question,
-    n_resamples: int,
-    level: float,
-    seed: int,
-) -> list[Row]:
+def _probe_one(trial: _Trial, n_failed: int, n_resamples: int, level: float, seed: int) -> list[Row]:
     from medprobe import __version__
 
+    question = trial.question
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as unfinished:
         warnings.simplefilter("always", ConvergenceWarning)
-        fitted = [_fit_and_predict(X, each, question, part, seed) for part in question.split.parts]
+        fitted = [_fit_and_predict(trial, part, seed) for part in question.split.parts]
     settings = [chosen for chosen, _ in fitted]
     test = question.split.test
     groups = None if question.groups is None else question.groups[test]
@@ -273,12 +266,12 @@ def _probe_one(
     seconds = time.perf_counter() - started
     notes = _notes(question, scorer)
     if unfinished:
-        notes += (f"{store.encoder}, {each.name}: {unfinished[0].message}",)
+        notes += (f"{trial.encoder}, {trial.family.name}: {unfinished[0].message}",)
     return [
         Row(
-            encoder=store.encoder,
-            view=view,
-            probe=each.name,
+            encoder=trial.encoder,
+            view=trial.view,
+            probe=trial.family.name,
             target=question.target.name,
             task=question.target.task,
             metric=name,
@@ -291,12 +284,12 @@ def _probe_one(
             n_images=len(test),
             n_groups=n_groups(groups, len(test)),
             group=question.group,
-            n_train=round(float(np.mean([_n_fitted(part) for part in question.split.parts]))),
-            n_failed=len(store.failures),
+            n_train=round(float(np.mean([len(part.fitted) for part in question.split.parts]))),
+            n_failed=n_failed,
             settings=settings[0] if len(settings) == 1 else settings,
             seconds=round(seconds, 3),
             seed=seed,
-            fingerprint=store.plan.fingerprint,
+            fingerprint=trial.fingerprint,
             medprobe=__version__,
             notes=notes
             + (
@@ -309,20 +302,16 @@ def _probe_one(
     ]
 
 
-def _fit_and_predict(
-    X: Floats, each: Family, question: _Question, part: Part, seed: int
-) -> tuple[dict[str, Any], Floats]:
+def _fit_and_predict(trial: _Trial, part: Part, seed: int) -> tuple[dict[str, Any], Floats]:
     """Return the settings chosen without the test rows, and the probabilities of the test rows."""
+    X, each, question = trial.X, trial.family, trial.question
     y, groups = question.target.y, question.together
+    rows, n = part.fitted, len(part.train)
     if part.val is None:
-        rows = part.train
         pairs = inner_folds(y[rows], None if groups is None else groups[rows], seed)[: each.inner_folds]
-        scaled = _standardised(X[rows], slice(None))
     else:
-        rows = np.concatenate([part.train, part.val])
-        n = len(part.train)
         pairs = [(np.arange(n), np.arange(n, len(rows)))]
-        scaled = _standardised(X[rows], slice(n))
+    scaled = _standardised(X[rows], slice(n))
     if y.ndim == 1 and len(np.unique(y[rows])) < 2:
         raise DataError(f"--target {question.target.name}: a training part has one class only; use fewer folds")
     swept = each.sweep(scaled, y[rows], pairs, question.target.n_classes, seed)
@@ -383,10 +372,6 @@ def _standardised(X: Floats, fitted_on: slice) -> Floats:
     scale[scale <= 1e-7 * np.maximum(np.abs(mean), 1e-7)] = 1.0
     scaled: Floats = (X - mean.astype(X.dtype)) / scale.astype(X.dtype)
     return scaled
-
-
-def _n_fitted(part: Part) -> int:
-    return len(part.train) + (0 if part.val is None else len(part.val))
 
 
 def _notes(question: _Question, scorer: Scorer) -> tuple[str, ...]:

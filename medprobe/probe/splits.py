@@ -25,6 +25,11 @@ class Part:
     val: np.ndarray | None
     test: np.ndarray
 
+    @property
+    def fitted(self) -> np.ndarray:
+        """Rows that the chosen settings are fitted to at the end: training rows, then validation rows."""
+        return self.train if self.val is None else np.concatenate([self.train, self.val])
+
 
 @dataclass(frozen=True)
 class Split:

@@ -48,7 +48,7 @@ def target_of(samples: pd.DataFrame, name: str, *, ordinal: bool = False, uncert
 
     A column is one class a sample, in the order of numbers or of the alphabet. A comma list (``edema,effusion``), a
     pattern (``finding_*``) or the common start of columns (``label`` for ``label_0, label_1, ...``) is multi-label:
-    0, 1 or missing; with ``uncertain``, -1 counts as 0 (``zeros``), as 1 (``ones``) or as missing (``ignore``).
+    0, 1 or missing. With ``uncertain``, -1 counts as 0 (``zeros``), as 1 (``ones``) or as missing (``ignore``).
 
     Raises:
         UsageError: There is no such column, or ordinal classes that are no numbers.
@@ -58,14 +58,16 @@ def target_of(samples: pd.DataFrame, name: str, *, ordinal: bool = False, uncert
     if uncertain is not None and uncertain not in UNCERTAIN:
         raise UsageError(f"--uncertain {uncertain}: one of {', '.join(UNCERTAIN)}")
     columns = _columns(samples, name)
+    if uncertain is not None:
+        samples = samples.assign(**{column: _settled(samples[column], uncertain) for column in columns})
     if len(columns) > 1:
         if ordinal:
             raise UsageError(
                 f"--target {name}: quadratic_kappa is for one column of grades, not for {len(columns)} labels"
             )
-        return _labels(samples, name, columns, uncertain)
+        return _labels(samples, name, columns)
     column = samples[columns[0]]
-    present = ~_missing(column)
+    present = ~missing(column)
     values = column[present]
     if not len(values):
         raise DataError(f"--target {name}: the column is empty")
@@ -73,7 +75,7 @@ def target_of(samples: pd.DataFrame, name: str, *, ordinal: bool = False, uncert
     found, codes = np.unique(values.to_numpy(dtype="float64" if numeric else object), return_inverse=True)
     if len(found) < 2:
         raise DataError(
-            f"--target {name}: there is only one class ({_class_name(found[0])}) among {len(values)} samples"
+            f"--target {name}: there is only one class ({class_name(found[0])}) among {len(values)} samples"
         )
     if len(found) > _MOST_CLASSES and (numeric or len(found) > len(values) / 2):
         raise DataError(
@@ -86,7 +88,7 @@ def target_of(samples: pd.DataFrame, name: str, *, ordinal: bool = False, uncert
         )
     task = "ordinal" if ordinal else ("binary" if len(found) == 2 else "multiclass")
     return Target(
-        name, task, np.flatnonzero(present), codes.astype(np.int64), tuple(_class_name(v) for v in found), (columns[0],)
+        name, task, np.flatnonzero(present), codes.astype(np.int64), tuple(class_name(v) for v in found), (columns[0],)
     )
 
 
@@ -106,18 +108,17 @@ def _columns(samples: pd.DataFrame, name: str) -> list[str]:
     return found
 
 
-def _labels(samples: pd.DataFrame, name: str, columns: list[str], uncertain: str | None) -> Target:
+def _labels(samples: pd.DataFrame, name: str, columns: list[str]) -> Target:
     parts = []
     for column in columns:
         values = pd.to_numeric(samples[column].replace("", np.nan), errors="coerce").to_numpy(dtype="float64")
-        unsure = (values == -1) & (uncertain is not None)
-        wrong = ~unsure & ~_missing(samples[column]).to_numpy() & ~np.isin(values, (0.0, 1.0))
+        wrong = ~missing(samples[column]).to_numpy() & ~np.isin(values, (0.0, 1.0))
         if wrong.any():
             example = samples[column].iloc[int(np.flatnonzero(wrong)[0])]
             raise DataError(
                 f"--target {name}: column '{column}' holds {example!r}; a label is 0, 1 or empty (for -1: --uncertain)"
             )
-        parts.append(values if uncertain is None else np.where(unsure, UNCERTAIN[uncertain], values))
+        parts.append(values)
     labels = np.stack(parts, axis=1)
     rows = np.flatnonzero(~np.isnan(labels).all(axis=1))
     if not len(rows):
@@ -125,9 +126,18 @@ def _labels(samples: pd.DataFrame, name: str, columns: list[str], uncertain: str
     return Target(name, "multilabel", rows, labels[rows], tuple(columns), tuple(columns))
 
 
-def _missing(column: pd.Series) -> Any:
+def _settled(column: pd.Series, uncertain: str) -> pd.Series:
+    """Return labels as numbers with a decision on the uncertain ones, which are -1; words stay as they are."""
+    numbers = pd.to_numeric(column.where(~missing(column)), errors="coerce")
+    words = numbers.isna() & ~missing(column)
+    return column if words.any() else numbers.astype("float64").mask(numbers == -1, UNCERTAIN[uncertain])
+
+
+def missing(column: pd.Series) -> Any:
+    """Return which values of a column are absent or empty."""
     return column.isna() | (column == "")
 
 
-def _class_name(value: Any) -> str:
+def class_name(value: Any) -> str:
+    """Return a class as text: 1.0, as a column with missing values holds it, is ``1``."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

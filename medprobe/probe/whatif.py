@@ -10,7 +10,7 @@ import pandas as pd
 
 from medprobe.errors import DataError, UsageError
 from medprobe.probe.splits import Part, Split
-from medprobe.probe.task import Target, target_of
+from medprobe.probe.task import Target, class_name, missing, target_of
 
 _ROW = "__row"
 
@@ -125,7 +125,7 @@ def relabelled(column: pd.Series, rules: Sequence[str]) -> pd.Series:
         UsageError: A rule without ``=``, or a class that the column does not have.
 
     """
-    words = column.map(_word)
+    words = column.astype(object).where(~missing(column), "").map(class_name)
     known = sorted(set(words) - {""})
     mapped: dict[str, str] = {}
     for rule in rules:
@@ -139,9 +139,3 @@ def relabelled(column: pd.Series, rules: Sequence[str]) -> pd.Series:
     renamed = words.map(lambda word: mapped.get(word, word))
     numbers = pd.to_numeric(renamed.where(renamed != ""), errors="coerce")
     return renamed if (numbers.isna() & (renamed != "")).any() else numbers
-
-
-def _word(value: object) -> str:
-    if value is None or value != value:
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
