@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import signal
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from torchvision.transforms import v2
@@ -287,3 +292,24 @@ def test_the_demo_draws_the_same_images_twice(tmp_path):
     assert set(manifest.samples["smear"]) == {"smear00", "smear01", "smear02"}
     payloads = [manifest.images.payload(i) for i in range(len(manifest))]
     assert int(decode(payloads, [WHOLE]).readable.sum()) == 13
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="interrupts cannot be blocked here")
+def test_an_interrupt_while_workers_start_does_not_reach_them(tmp_path, capfd):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with Decoder(2) as decoder:
+        chunks = decoder.run([[str(tmp_path / "a.png")]] * 4, [Geometry((4, 4), 4)])
+        interrupts = threading.Thread(target=_interrupt_children, args=(0.5,))
+        interrupts.start()
+        assert [bool(d.readable.all()) for d in chunks] == [True] * 4
+        interrupts.join()
+    assert "KeyboardInterrupt" not in capfd.readouterr().err
+
+
+def _interrupt_children(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(signal.SIGINT)
+        time.sleep(0.002)

@@ -6,6 +6,7 @@ costs the images that it was on a second try, one by one; the image that kills i
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -118,7 +119,8 @@ class Decoder:
                 max_workers=self.workers, timeout=60, initializer=_follow_the_caller, initargs=(os.getpid(),)
             )
         try:
-            return cast("Future[Decoded]", self._pool.submit(decode, chunk, geometries))
+            with _interrupts_blocked():
+                return cast("Future[Decoded]", self._pool.submit(decode, chunk, geometries))
         except BrokenProcessPool:  # by a chunk whose turn has not come yet
             self._stop()
             return self._submit(chunk, geometries)
@@ -146,9 +148,25 @@ class Decoder:
             self._pool = None
 
 
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Hold interrupts back while processes are made, which inherit that: Ctrl-C in a terminal goes to all of them.
+
+    An initializer comes too late for that: an interrupt while Python starts leaves the traceback of an import.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _follow_the_caller(caller: int) -> None:
     """Leave interrupts to the process that made this one, and end with it, even when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems that cannot block it from the start
     threading.Thread(target=_end_with, args=(caller,), daemon=True).start()
 
 
