@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from medprobe.console import print_leaderboard
 from medprobe.demo_images import contact_sheet
+from medprobe.leaderboard import print_leaderboard
 from medprobe.results import read_results
 
 IMAGES = Path(__file__).parent / "images"

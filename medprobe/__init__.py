@@ -11,16 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medprobe.embed.run import embed
     from medprobe.manifest import read_manifest
+    from medprobe.probe.compare import compare
+    from medprobe.probe.deploy import predict
     from medprobe.probe.run import probe
     from medprobe.results import read_results
     from medprobe.store import FeatureStore, open_store
 
 __version__ = "0.1.0"
-__all__ = ["FeatureStore", "embed", "open_store", "probe", "read_manifest", "read_results"]
+__all__ = ["FeatureStore", "compare", "embed", "open_store", "predict", "probe", "read_manifest", "read_results"]
 
 _HOME = {
     "FeatureStore": "medprobe.store",
+    "compare": "medprobe.probe.compare",
     "open_store": "medprobe.store",
+    "predict": "medprobe.probe.deploy",
     "read_manifest": "medprobe.manifest",
     "read_results": "medprobe.results",
 }

@@ -6,14 +6,12 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-
-from medprobe.results import Row, ranked
 
 if TYPE_CHECKING:
     from medprobe.doctor import Check
@@ -23,18 +21,6 @@ if TYPE_CHECKING:
 
 _PLAIN_WIDTH = 150
 _PLAIN_SECONDS = 10.0
-
-METRIC_NAMES = {
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "balanced_accuracy": "balanced accuracy",
-    "quadratic_kappa": "quadratic kappa",
-    "macro_f1": "macro F1",
-    "macro_recall": "macro recall",
-    "log_loss": "log loss",
-    "brier": "Brier score",
-    "ece": "calibration error",
-}
 
 
 def console() -> Console:
@@ -94,70 +80,6 @@ class ProgressLine:
         self._bar.update(
             self._task, completed=progress.done, rate=progress.done / seconds, failed=failed, shares=shares
         )
-
-
-def leaderboard_tables(rows: Iterable[Row]) -> list[Table]:
-    """Return a table for each question: encoders and probes, the best first, each with its interval."""
-    tables = []
-    for (target, metric, split), ranking in ranked(rows).items():
-        name = METRIC_NAMES.get(metric, metric)
-        unit = ranking[0].group or "image"
-        table = Table(title=f"{target}: {name} on {split}", title_justify="left", title_style="bold")
-        table.add_column("#", justify="right")
-        for column in ("encoder", "view", "probe"):
-            table.add_column(column, no_wrap=True)
-        table.add_column(name, justify="right", style="bold")
-        table.add_column(f"{ranking[0].ci_level:.0%} interval", justify="right", no_wrap=True)
-        table.add_column("tested images", justify="right")
-        if unit != "image":
-            table.add_column(f"{unit}s", justify="right")
-        table.add_column("trained on", justify="right")
-        table.add_column("settings", overflow="fold")
-        for place, row in enumerate(ranking, 1):
-            groups = [str(row.n_groups)] if unit != "image" else []
-            interval = "not defined" if math.isnan(row.ci_low) else f"{row.ci_low:.3f} to {row.ci_high:.3f}"
-            table.add_row(
-                str(place), row.encoder, row.view, row.probe, f"{row.value:.3f}", interval,
-                str(row.n_images), *groups, str(row.n_train), describe_settings(row.settings),
-            )  # fmt: skip
-        tables.append(table)
-    return tables
-
-
-def print_leaderboard(rows: list[Row], to: Console | None = None) -> None:
-    """Print the leaderboards of result rows, and what has to be known about them."""
-    to = to or console()
-    for table in leaderboard_tables(rows):
-        to.print(table)
-    if any(row.is_control for row in rows):
-        from medprobe.probe.controls import verdicts
-
-        for sentence in verdicts(rows):
-            to.print(sentence, markup=False, highlight=False)
-    for note in dict.fromkeys(note for row in rows if row.primary for note in row.notes):
-        to.print(f"note: {note}", style="yellow", markup=False, highlight=False)
-    failed = {row.encoder: row.n_failed for row in rows if row.n_failed}
-    for encoder, count in failed.items():
-        to.print(
-            f"note: {encoder}: {count} images without features take no part",
-            style="yellow",
-            markup=False,
-            highlight=False,
-        )
-
-
-def describe_settings(settings: Any) -> str:
-    """Return settings as short text; of folds, the range of their values."""
-    if isinstance(settings, Mapping):
-        return ", ".join(
-            f"{k}={_short(v)}" for k, v in settings.items() if v is not None and k not in {"seed", "weights"}
-        )
-    merged: dict[str, list[Any]] = {}
-    for fold in settings:
-        for key, value in fold.items():
-            if value is not None and key not in {"seed", "weights"}:
-                merged.setdefault(key, []).append(value)
-    return ", ".join(f"{key}={_range(values)}" for key, values in merged.items())
 
 
 def print_info(store: FeatureStore, *, as_json: bool) -> None:
@@ -250,14 +172,3 @@ def _lines(value: Any) -> str:
     if isinstance(value, Mapping):
         return "\n".join(f"{k}: {v}" for k, v in value.items() if v not in ("", None))
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _range(values: list[Any]) -> str:
-    low, high = _short(min(values)), _short(max(values))
-    return low if low == high else f"{low}..{high}"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import typer
 
-from medprobe.console import ProgressLine, console, print_leaderboard
+from medprobe.console import ProgressLine, console
 from medprobe.demo_images import draw_blood_smears
 from medprobe.embed.run import embed
 from medprobe.errors import DataError, UsageError
+from medprobe.leaderboard import print_leaderboard
 from medprobe.probe.run import probe
 from medprobe.results import write_results
 

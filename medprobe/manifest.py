@@ -52,6 +52,7 @@ class Manifest:
         images: Where the pixels of row ``i`` are.
         roles: Label, group and split columns.
         notes: What a user should be told about how the data were read.
+        name: What the data are called in tables of results: the folder's or file's own name.
 
     """
 
@@ -59,6 +60,7 @@ class Manifest:
     images: ImageSource
     roles: Roles
     notes: tuple[str, ...] = field(default=())
+    name: str = ""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -105,7 +107,8 @@ def read_manifest(
         )
     if not len(manifest):
         raise DataError(f"{path}: no images in it")
-    return _with_roles(manifest, label_cols, group_col, split_col)
+    named = replace(manifest, name=path.resolve().name if path.is_dir() else path.stem)
+    return _with_roles(named, label_cols, group_col, split_col)
 
 
 def _with_roles(

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medprobe.errors import DataError
+from medprobe.predictions import Predictions, read_predictions
 
 TABLE = "results.csv"
+PREDICTIONS = "predictions"
+
+
+class Question(NamedTuple):
+    """What the rows of one table answer: data set, target, metric and split."""
+
+    data: str
+    target: str
+    metric: str
+    split: str
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,9 @@ class Row:
         seed: Seed of splits, probes and resamples.
         fingerprint: Of the encoder with weights, preprocessing and precision.
         medprobe: Version that made the row.
+        data: Name of the data set.
+        shots: Labelled images of each class that were learned from, 0 for all.
+        subgroup: The tested images that the value is of, such as ``sex = F``; empty for all.
 
     """
 
@@ -68,6 +83,9 @@ class Row:
     fingerprint: str
     medprobe: str
     notes: tuple[str, ...] = field(default=())
+    data: str = ""
+    shots: int = 0
+    subgroup: str = ""
 
     @property
     def is_control(self) -> bool:
@@ -77,7 +95,22 @@ class Row:
     @property
     def key(self) -> tuple[str, ...]:
         """What a later row of the same question replaces."""
-        return (self.encoder, self.view, self.probe, self.target, self.metric, self.split, self.group, self.fingerprint)
+        return (*self._trial, self.metric, self.subgroup)
+
+    @property
+    def trial(self) -> str:
+        """Name of the predictions that the row was computed from; all metrics and subgroups of one trial share it."""
+        return hashlib.sha256("\0".join(self._trial).encode()).hexdigest()[:16]
+
+    @property
+    def question(self) -> Question:
+        """What it answers: rows of one question are ranked together."""
+        return Question(self.data, self.target, self.metric, self.split)
+
+    @property
+    def _trial(self) -> tuple[str, ...]:
+        of_store = (self.encoder, self.view, self.fingerprint)
+        return (*of_store, self.probe, self.data, self.target, self.split, self.group)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as JSON types; a number that is not defined is None."""
@@ -94,13 +127,24 @@ class Row:
         return cls(**{**values, "notes": tuple(values.get("notes", ()))})
 
 
+class Results(list[Row]):
+    """Rows, and the predictions that they were computed from, by :attr:`Row.trial`."""
+
+    def __init__(self, rows: Iterable[Row] = (), predictions: Mapping[str, Predictions] | None = None) -> None:
+        super().__init__(rows)
+        self.predictions: dict[str, Predictions] = dict(predictions or {})
+
+
 def to_json(rows: Iterable[Row]) -> str:
     """Return rows as a JSON list."""
     return json.dumps([row.to_dict() for row in rows], indent=1)
 
 
 def write_results(rows: Sequence[Row], folder: str | Path) -> Path:
-    """Add rows to the table of a folder, in place of earlier ones of the same question; return the table's path."""
+    """Add rows to the table of a folder, in place of earlier ones of the same question; return the table's path.
+
+    The predictions of :class:`Results` are written beside it, so that later results can be compared with them in pairs.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / TABLE
@@ -114,39 +158,59 @@ def write_results(rows: Sequence[Row], folder: str | Path) -> Path:
             cells = row.to_dict()
             writer.writerow({**cells, "settings": json.dumps(cells["settings"]), "notes": json.dumps(cells["notes"])})
     draft.replace(path)
+    if isinstance(rows, Results):
+        (folder / PREDICTIONS).mkdir(exist_ok=True)
+        for trial, predictions in rows.predictions.items():
+            predictions.write(folder / PREDICTIONS / f"{trial}.npz")
     return path
 
 
-def read_results(paths: Iterable[str | Path]) -> list[Row]:
+def read_results(paths: Iterable[str | Path]) -> Results:
     """Return the rows of tables (``.csv``), JSON lists (``.json``) and folders with a ``results.csv``.
+
+    Predictions that stand beside a table come with it.
 
     Raises:
         DataError: A file is missing or holds something else.
 
     """
-    rows: list[Row] = []
+    rows = Results()
     for given in map(Path, paths):
         path = given / TABLE if given.is_dir() else given
         if not path.is_file():
             raise DataError(f"{path}: no such results (medprobe probe ... --out DIR writes them)")
         try:
-            rows += _read_json(path) if path.suffix == ".json" else _read_csv(path)
+            found = _read_json(path) if path.suffix == ".json" else _read_csv(path)
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not a table of results ({error})") from error
+        for trial in {row.trial for row in found}:
+            file = path.parent / PREDICTIONS / f"{trial}.npz"
+            if file.is_file():
+                rows.predictions[trial] = read_predictions(file)
+        rows += found
     return rows
 
 
-def ranked(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """Return the rows of the primary metric by question (target, metric, split), the best first."""
+def ranked(rows: Iterable[Row]) -> dict[Question, list[Row]]:
+    """Return the rows of the primary metric on all tested images by question, the best first."""
+    return _by_question(row for row in rows if row.primary and not row.subgroup)
+
+
+def subgroups(rows: Iterable[Row]) -> dict[Question, list[Row]]:
+    """Return the rows of the primary metric on some of the tested images, by question, in their own order."""
+    return _by_question((row for row in rows if row.primary and row.subgroup), in_order=True)
+
+
+def _by_question(rows: Iterable[Row], *, in_order: bool = False) -> dict[Question, list[Row]]:
     from medprobe.probe.metrics import METRICS
 
-    tables: dict[tuple[str, str, str], list[Row]] = {}
+    tables: dict[Question, list[Row]] = {}
     for row in rows:
-        if row.primary:
-            tables.setdefault((row.target, row.metric, row.split), []).append(row)
-    for (_, metric, _), table in tables.items():
-        sign = -1 if METRICS[metric].higher_is_better else 1
-        table.sort(key=lambda row: math.inf if math.isnan(row.value) else sign * row.value)
+        tables.setdefault(row.question, []).append(row)
+    for question, table in tables.items():
+        if not in_order:
+            sign = -1 if METRICS[question.metric].higher_is_better else 1
+            table.sort(key=lambda row: math.inf if math.isnan(row.value) else sign * row.value)
     return tables
 
 

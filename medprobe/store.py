@@ -28,6 +28,9 @@ DIGEST_BYTES = 16
 # its file's size and time of change (nanoseconds).
 DIGEST_ARRAY = "sources/digest"
 STAMP_ARRAY = "sources/stamp"
+# What can be known of an image without looking at it: height and width of the source, mean and standard deviation of its
+# values as the encoder gets them.
+APPEARANCE_ARRAY = "sources/appearance"
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,11 @@ class FeatureStore:
         digests: np.ndarray = self._array(DIGEST_ARRAY)[self.mask]
         return digests
 
+    def appearance(self) -> np.ndarray:
+        """Return height and width of each sample's source image, mean and contrast of its values, float32 (n, 4)."""
+        looks: np.ndarray = self._array(APPEARANCE_ARRAY)[self.mask]
+        return looks
+
     def sources(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return digests, uint8 (rows, 16), and stamps, int64 (rows, 2), of a committed block's images, failed ones too."""
         rows = self.plan.block(index)
@@ -256,7 +264,7 @@ class FeatureStore:
     @property
     def array_names(self) -> list[str]:
         """Arrays that are written block by block: the views, and what the images were."""
-        return [*(f"features/{view}" for view in self.views), DIGEST_ARRAY, STAMP_ARRAY]
+        return [*(f"features/{view}" for view in self.views), DIGEST_ARRAY, STAMP_ARRAY, APPEARANCE_ARRAY]
 
     def commit_path(self, index: int) -> Path:
         """Return where the commit record of a block stands."""

@@ -20,6 +20,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from medprobe.errors import DataError
 from medprobe.store import (
+    APPEARANCE_ARRAY,
     DIGEST_ARRAY,
     DIGEST_BYTES,
     FORMAT,
@@ -59,6 +60,7 @@ def create_store(
         _create_array(group, f"features/{view}", (plan.rows, width), plan.block_rows, plan.dtypes[view])
     _create_array(group, DIGEST_ARRAY, (plan.rows, DIGEST_BYTES), plan.block_rows, "uint8")
     _create_array(group, STAMP_ARRAY, (plan.rows, 2), plan.block_rows, "int64")
+    _create_array(group, APPEARANCE_ARRAY, (plan.rows, 4), plan.block_rows, "float32")
     _write_samples(group, "samples", samples, roles)
     try:
         draft.rename(path)

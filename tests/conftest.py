@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medprobe.store import DIGEST_ARRAY, STAMP_ARRAY, FeatureStore, Plan, ids_digest
+from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, STAMP_ARRAY, FeatureStore, Plan, ids_digest
 from medprobe.store_writer import create_store, write_block
 
 pytest_plugins = ["parity"]
@@ -24,33 +24,40 @@ def shared_data() -> Path:
 
 def make_store(
     path: Path,
-    X: np.ndarray,
+    X: np.ndarray | dict[str, np.ndarray],
     samples: pd.DataFrame,
     *,
     labels: tuple[str, ...] = (),
     group: str | None = None,
     split: str | None = None,
     encoder: str = "fake/features",
+    fingerprint: str = "f" * 64,
+    appearance: np.ndarray | None = None,
+    data: str = "",
 ) -> FeatureStore:
-    """Return a complete store of given features, as embedding would have made it."""
+    """Return a complete store of given features (a view, or several by name), as embedding would have made it."""
+    views = X if isinstance(X, dict) else {"cls": X}
     samples = samples.copy()
-    samples.insert(0, "id", [f"s{i:05d}" for i in range(len(samples))])
+    if "id" not in samples:
+        samples.insert(0, "id", [f"s{i:05d}" for i in range(len(samples))])
     plan = Plan(
         encoder={"name": encoder, "weights_sha256": "0" * 64, "preprocess": {}},
-        fingerprint="f" * 64,
+        fingerprint=fingerprint,
         precision="fp32",
-        views={"cls": X.shape[1]},
-        dtypes={"cls": "float32"},
-        default_view="cls",
-        rows=len(X),
+        views={view: values.shape[1] for view, values in views.items()},
+        dtypes=dict.fromkeys(views, "float32"),
+        default_view=next(iter(views)),
+        rows=len(samples),
         block_rows=64,
         manifest_sha256=ids_digest(samples["id"]),
     )
-    roles = {"labels": list(labels), "group": group, "split": split}
+    roles = {"labels": list(labels), "group": group, "split": split, "data": data}
     store = create_store(path, plan, samples, roles, card={}, versions={})
     for index in range(plan.n_blocks):
         rows = plan.block(index)
         n = rows.stop - rows.start
-        arrays = {"features/cls": X[rows], DIGEST_ARRAY: np.zeros((n, 16), np.uint8), STAMP_ARRAY: np.zeros((n, 2))}
+        arrays = {f"features/{view}": values[rows] for view, values in views.items()}
+        arrays |= {DIGEST_ARRAY: np.zeros((n, 16), np.uint8), STAMP_ARRAY: np.zeros((n, 2))}
+        arrays[APPEARANCE_ARRAY] = np.zeros((n, 4)) if appearance is None else appearance[rows]
         write_block(store, index, arrays, (), {})
     return FeatureStore(path)

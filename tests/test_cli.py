@@ -193,9 +193,10 @@ def test_the_demo_for_real(tmp_path):
     assert "476 of 480 images; 4 files could not be read" in done.stdout
     table = tmp_path / "demo" / "results" / "results.csv"
     assert table.exists()
-    rows = json.loads(run("compare", table, "--json").stdout)
-    assert {row["probe"] for row in rows} == {"logreg", "knn", "mlp"}
-    best = {(row["encoder"], row["probe"]): row["value"] for row in rows}
+    found = json.loads(run("compare", table, "--json").stdout)
+    best = {(row["encoder"], row["probe"]): row["value"] for row in found["rows"]}
+    assert {probe for _, probe in best} == {"logreg", "knn", "mlp"}
+    assert len(found["differences"]) == len(best) - 1
     assert best["imagenet/efficientnet-lite0", "logreg"] > 0.9
     assert best["imagenet/efficientnet-lite0", "logreg"] > best["baseline/pixels", "logreg"]
 

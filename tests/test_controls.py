@@ -12,9 +12,17 @@ import pytest
 from conftest import make_store
 
 import medprobe
-from medprobe.console import print_leaderboard
 from medprobe.errors import UsageError
-from medprobe.probe.controls import COLUMNS, SHUFFLED, column_features, describing_columns, shuffled, verdicts
+from medprobe.leaderboard import print_leaderboard
+from medprobe.probe.controls import (
+    APPEARANCE,
+    COLUMNS,
+    SHUFFLED,
+    column_features,
+    describing_columns,
+    shuffled,
+    verdicts,
+)
 from medprobe.results import Row
 
 N = 400
@@ -88,17 +96,18 @@ def test_controls_stand_in_the_leaderboard(samples: pd.DataFrame, tmp_path: Path
     other = store_of(tmp_path / "b.zarr", samples, signal=1, encoder="fake/other")
     rows = medprobe.probe([store, other], "label", probes=["knn"], controls=True, n_resamples=200)
     found = primary(rows)
-    assert set(found) == {"fake/features", "fake/other", COLUMNS, SHUFFLED}
+    assert set(found) == {"fake/features", "fake/other", COLUMNS, SHUFFLED, APPEARANCE}
     assert found[COLUMNS].view == "view, age"
     assert found[COLUMNS].value > 0.75
     assert abs(found[SHUFFLED].value - 0.5) < 0.12
     assert found[COLUMNS].n_images == N
     assert found[COLUMNS].fingerprint == ""  # no encoder had a part in it
     assert found[SHUFFLED].fingerprint == found["fake/features"].fingerprint
-    assert [row.is_control for row in found.values()] == [False, True, True, False]
+    assert found[APPEARANCE].value < 0.6  # all of one size and brightness
+    assert {name for name, row in found.items() if not row.is_control} == {"fake/features", "fake/other"}
     words = "\n".join(verdicts(rows))
     assert f"{COLUMNS} (logreg)" in words
-    assert words.count("better than that") == 1
+    assert words.count("better than that") == 2
     assert words.count("no sign of a leak") == 1
 
 

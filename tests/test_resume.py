@@ -181,8 +181,8 @@ def test_images_are_decoded_once_for_all_encoders(images, tmp_path, monkeypatch)
     import medprobe.images.decode as decoding
 
     calls = []
-    original = decoding.load_rgb
-    monkeypatch.setattr(decoding, "load_rgb", lambda *a: calls.append(1) or original(*a))
+    original = decoding.read_rgb
+    monkeypatch.setattr(decoding, "read_rgb", lambda *a: calls.append(1) or original(*a))
     medprobe.embed(
         images, [encoder(name="fake/a"), encoder(name="fake/b", seed=1)], tmp_path, workers=0, block_rows=BLOCK
     )

@@ -250,7 +250,7 @@ def versions() -> dict[str, str]:
 
 def _roles(manifest: Manifest) -> dict[str, Any]:
     roles = manifest.roles
-    return {"labels": list(roles.labels), "group": roles.group, "split": roles.split}
+    return {"labels": list(roles.labels), "group": roles.group, "split": roles.split, "data": manifest.name}
 
 
 def _as_json(value: Any) -> Any:

@@ -14,7 +14,7 @@ from medprobe.errors import DataError
 from medprobe.images.decode import CHUNK, Decoded, Decoder
 from medprobe.images.sources import ImageSource, Payload
 from medprobe.manifest import Manifest
-from medprobe.store import DIGEST_ARRAY, DIGEST_BYTES, STAMP_ARRAY, Failure
+from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, DIGEST_BYTES, STAMP_ARRAY, Failure
 from medprobe.store_writer import write_block
 
 
@@ -116,6 +116,7 @@ class _Block:
         n = stop - start
         self.digests = np.zeros((n, DIGEST_BYTES), dtype=np.uint8)
         self.stamps = np.zeros((n, 2), dtype=np.int64)
+        self.appearance = [np.zeros((n, 4), dtype=np.float32) for _ in jobs]
         self.read_failures: list[Failure] = []
         self.failures: list[list[Failure]] = [[] for _ in jobs]
         self.features = [
@@ -150,9 +151,11 @@ class _Block:
 
     def write(self) -> None:
         """Write the block to every job's store."""
-        for job, features, failures in zip(self.jobs, self.features, self.failures, strict=True):
+        for job, features, looks, failures in zip(
+            self.jobs, self.features, self.appearance, self.failures, strict=True
+        ):
             arrays = {f"features/{view}": values for view, values in features.items()}
-            arrays |= {DIGEST_ARRAY: self.digests, STAMP_ARRAY: self.stamps}
+            arrays |= {DIGEST_ARRAY: self.digests, STAMP_ARRAY: self.stamps, APPEARANCE_ARRAY: looks}
             found = sorted([*self.read_failures, *failures], key=lambda failure: failure.row)
             index = self.start // job.store.plan.block_rows
             try:
@@ -192,6 +195,7 @@ def _fill(block: _Block, images: ImageSource, decoder: Decoder, progress: Progre
         ]
         started = time.perf_counter()
         for job, queue in enumerate(waiting):
+            block.appearance[job][rows] = decoded.appearance[queue.geometry]
             queue.add(rows[decoded.readable], decoded)
             for batch in queue.batches(last=at == block.stop - block.start):
                 block.encode(job, *batch)

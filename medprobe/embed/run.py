@@ -70,6 +70,7 @@ def embed(
     weights: str | None = None,
     image_size: int | None = None,
     exact_decode: bool = False,
+    tokens: bool = False,
     normalize: str = ENCODER,
     device: str = "auto",
     precision: str = "auto",
@@ -100,6 +101,7 @@ def embed(
         weights: A checkpoint file for the one model that is named.
         image_size: Another input size than the encoder's own.
         exact_decode: Decode large JPEG files in full.
+        tokens: Keep all patch tokens as well, as the view ``tokens``, for the attentive probe: some 300 KB an image.
         normalize: Whose mean and standard deviation: ``encoder``, ``dataset`` (of its training images), or six numbers
             ``mean,mean,mean,std,std,std`` in 0..1.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
@@ -149,6 +151,8 @@ def embed(
     encoders = [m if isinstance(m, Encoder) else load_encoder(m, options) for m in names]
     if len({e.name for e in encoders}) != len(encoders):
         raise UsageError("--model: the same encoder is named twice")
+    if tokens:
+        encoders = [encoder.with_tokens() for encoder in encoders]
     chosen = choose_device(device)
     with Decoder(default_workers() if workers is None else workers) as decoder:
         jobs = []

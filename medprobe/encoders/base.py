@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 
+from medprobe.errors import UsageError
 from medprobe.images.geometry import Geometry
 from medprobe.images.raster import COLOUR_RULE
+
+TOKENS = "tokens"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class Card:
 class Encoder(abc.ABC):
     """A frozen network that turns normalised pixels into one or more vectors (views) an image.
 
-    A subclass sets the attributes below and writes :meth:`forward_views`; everything else is shared.
+    A subclass sets the attributes below and writes :meth:`forward_views`; everything else is shared. It may return more
+    than ``views`` names: of a transformer, ``tokens`` (:func:`flat_tokens`), which is kept on request only.
 
     Attributes:
         name: The name that a user types, such as ``dinov2/vitb14``.
@@ -100,6 +104,21 @@ class Encoder(abc.ABC):
         std = torch.tensor(self.preprocess.std, device=self.device).mul_(255.0)
         scaled = images.to(self.device, torch.float32).sub_(mean).div_(std)
         return scaled.permute(0, 3, 1, 2).contiguous()
+
+    @torch.inference_mode()
+    def with_tokens(self) -> Encoder:
+        """Add the view ``tokens``, all patch tokens one after the other, in place and return the encoder.
+
+        Raises:
+            UsageError: The network has none.
+
+        """
+        pixels = torch.zeros(1, 3, *self.preprocess.geometry.size)
+        found = self.forward_views(pixels.to(self.device, self.dtype)).get(TOKENS)
+        if found is None:
+            raise UsageError(f"--tokens: {self.name} has no patch tokens")
+        self.views = {**self.views, TOKENS: int(found.shape[1])}
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -170,6 +189,12 @@ class LoadOptions:
     weights: str | None = None
     image_size: int | None = None
     exact_decode: bool = False
+
+
+def flat_tokens(patches: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the view ``tokens``, (B, patches * width), of patch tokens (B, patches, width) or a map (B, width, H, W)."""
+    tokens = patches.flatten(2).transpose(1, 2) if patches.ndim == 4 else patches
+    return {TOKENS: tokens.flatten(1)}
 
 
 def pool_tokens(tokens: torch.Tensor, n_prefix: int, has_cls: bool) -> dict[str, torch.Tensor]:

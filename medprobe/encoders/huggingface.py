@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from medprobe.encoders.base import Card, Encoder, LoadOptions, Preprocess, pool_tokens
+from medprobe.encoders.base import TOKENS, Card, Encoder, LoadOptions, Preprocess, flat_tokens, pool_tokens
 from medprobe.encoders.hub import hub_folder
 from medprobe.encoders.processor import preprocess_of
 from medprobe.encoders.registry import Spec
@@ -105,7 +105,7 @@ class HuggingFaceEncoder(Encoder):
             views = module(probe)
         if "cls" in views and "pooled" in views and torch.equal(views["cls"], views["pooled"].float()):
             del views["pooled"]
-        self.views = {view: int(x.shape[1]) for view, x in views.items()}
+        self.views = {view: int(x.shape[1]) for view, x in views.items() if view != TOKENS}
         self.default_view = next(view for view in ("projected", "cls", "pooled", "mean") if view in views)
 
     def forward_views(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -149,6 +149,7 @@ class Tower(torch.nn.Module):
             # CLIP alone norms after it has taken its class token; its other tokens go through the same norm here.
             tokens = tokens if self._norms_tokens else self._norm(tokens)
             views = {**pool_tokens(tokens, self._n_prefix, self._has_cls), **self._blocks(tokens, out.hidden_states)}
+            views |= flat_tokens(tokens[:, self._n_prefix :])
         if pooled is not None and self._pools:
             views["pooled"] = pooled.flatten(1)
         elif not views:

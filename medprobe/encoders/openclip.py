@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from medprobe.encoders.base import Card, Encoder, LoadOptions, Preprocess
+from medprobe.encoders.base import TOKENS, Card, Encoder, LoadOptions, Preprocess, flat_tokens
 from medprobe.encoders.hub import hub_file
 from medprobe.encoders.registry import Spec
 from medprobe.encoders.timm import N_BLOCKS, evenly_spaced, token_views
@@ -69,7 +69,7 @@ class OpenClipEncoder(Encoder):
         self.freeze()
         with torch.inference_mode():
             views = self.forward_views(torch.zeros(1, 3, *preprocess.geometry.size))
-        self.views = {view: int(x.shape[1]) for view, x in views.items()}
+        self.views = {view: int(x.shape[1]) for view, x in views.items() if view != TOKENS}
         self.default_view = "projected"
 
     def forward_views(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -91,6 +91,7 @@ class OpenClipEncoder(Encoder):
             "projected": pooled @ tower.proj,
             "pooled": pooled,
             "mean": norm(tokens)[:, 1:].float().mean(dim=1),
+            **flat_tokens(norm(tokens)[:, 1:]),
         }
         if indices:
             normed = [norm(block).float() for block in blocks]
@@ -105,7 +106,7 @@ class OpenClipEncoder(Encoder):
         pooled = trunk.forward_head(features, pre_logits=True) if projects else None
         if pooled is not None and pooled.ndim == 2:  # else the head pools as well
             views["pooled"] = pooled
-        return {**views, **{view: token[view] for view in ("mean", "blocks") if view in token}}
+        return {**views, **{view: token[view] for view in ("mean", "blocks", TOKENS) if view in token}}
 
 
 def load(spec: Spec, options: LoadOptions) -> OpenClipEncoder:

@@ -17,7 +17,7 @@ from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 from torch.nn import functional
 
-from medprobe.encoders.base import Card, Encoder, LoadOptions, Preprocess
+from medprobe.encoders.base import Card, Encoder, LoadOptions, Preprocess, flat_tokens
 from medprobe.encoders.registry import Spec
 from medprobe.encoders.timm import evenly_spaced
 from medprobe.encoders.vit import IMAGENET_MEAN, IMAGENET_STD, State, check_size, without_prefix
@@ -90,10 +90,11 @@ class SamEncoder(Encoder):
         self.freeze()
 
     def forward_views(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return ``mean``, ``neck`` and ``blocks``."""
+        """Return ``mean``, ``neck``, ``blocks`` and ``tokens``."""
         neck, blocks = self._model.forward_intermediates(pixels, indices=self._blocks)
         means = [block.float().mean(dim=(2, 3)) for block in blocks]
-        return {"mean": means[-1], "neck": neck.float().mean(dim=(2, 3)), "blocks": torch.cat(means, dim=1)}
+        pooled = {"mean": means[-1], "neck": neck.float().mean(dim=(2, 3)), "blocks": torch.cat(means, dim=1)}
+        return {**pooled, **flat_tokens(blocks[-1])}
 
 
 def load(spec: Spec, options: LoadOptions) -> SamEncoder:

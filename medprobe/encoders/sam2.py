@@ -7,7 +7,7 @@ from typing import Any
 import timm
 import torch
 
-from medprobe.encoders.base import Card, Encoder, LoadOptions, Preprocess
+from medprobe.encoders.base import Card, Encoder, LoadOptions, Preprocess, flat_tokens
 from medprobe.encoders.registry import Spec
 from medprobe.encoders.vit import IMAGENET_MEAN, IMAGENET_STD, State, check_size, without_prefix
 from medprobe.encoders.weights import fetch, load_strictly, read_checkpoint, state_dict_of
@@ -51,10 +51,10 @@ class Sam2Encoder(Encoder):
         self.freeze()
 
     def forward_views(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return ``mean`` and ``stages``."""
+        """Return ``mean``, ``stages`` and ``tokens``."""
         stages = self._model.forward_intermediates(pixels, intermediates_only=True)
         means = [stage.float().mean(dim=(2, 3)) for stage in stages]
-        return {"mean": means[-1], "stages": torch.cat(means, dim=1)}
+        return {"mean": means[-1], "stages": torch.cat(means, dim=1), **flat_tokens(stages[-1])}
 
 
 def load(spec: Spec, options: LoadOptions) -> Sam2Encoder:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from medprobe.encoders._focalnet import FocalNet, focalnet_layout
-from medprobe.encoders.base import Card, Encoder, LoadOptions, Preprocess
+from medprobe.encoders.base import Card, Encoder, LoadOptions, Preprocess, flat_tokens
 from medprobe.encoders.registry import Spec
 from medprobe.encoders.sam import SIZES as SAM_SIZES
 from medprobe.encoders.sam import SamViT, timm_layout
@@ -191,8 +191,10 @@ class SeemEncoder(Encoder):
         """Return the views that the class describes."""
         height, width = pixels.shape[-2:]
         padded = functional.pad(pixels, (0, -width % _STRIDE, 0, -height % _STRIDE))
-        means = [stage.float().mean(dim=(2, 3)) for stage in self._model(padded)]
-        return {**dict(zip(STAGES, means, strict=True)), "stages": torch.cat(means, dim=1)}
+        stages = self._model(padded)
+        means = [stage.float().mean(dim=(2, 3)) for stage in stages]
+        pooled = {**dict(zip(STAGES, means, strict=True)), "stages": torch.cat(means, dim=1)}
+        return {**pooled, **flat_tokens(stages[-1])}
 
 
 def load(spec: Spec, options: LoadOptions) -> SeemEncoder:

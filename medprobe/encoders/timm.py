@@ -14,7 +14,7 @@ from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
-from medprobe.encoders.base import Card, Encoder, LoadOptions, Preprocess, pool_tokens
+from medprobe.encoders.base import TOKENS, Card, Encoder, LoadOptions, Preprocess, flat_tokens, pool_tokens
 from medprobe.encoders.hub import hub_file
 from medprobe.encoders.registry import Spec
 from medprobe.encoders.vit import check_size
@@ -47,7 +47,7 @@ class TimmEncoder(Encoder):
         self.freeze()
         with torch.inference_mode():
             views = self.forward_views(torch.zeros(1, 3, *preprocess.geometry.size))
-        self.views = {view: int(x.shape[1]) for view, x in views.items()}
+        self.views = {view: int(x.shape[1]) for view, x in views.items() if view != TOKENS}
         self.default_view = "cls" if self._pools_cls else ("pooled" if "pooled" in views else "mean")
 
     def forward_views(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -75,7 +75,7 @@ def token_views(model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[st
     if features.ndim != 3:
         return features, {}
     n_prefix, has_cls = int(getattr(model, "num_prefix_tokens", 0) or 0), _has_cls(model)
-    views = pool_tokens(features, n_prefix, has_cls)
+    views = {**pool_tokens(features, n_prefix, has_cls), **flat_tokens(features[:, n_prefix:])}
     parts = []
     for block in blocks:
         patches, prefix = block if n_prefix else (block, None)

@@ -17,12 +17,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any, cast
 
 import numpy as np
 
 from medprobe.images.geometry import Geometry
-from medprobe.images.raster import DIGEST_BYTES, ImageError, content_digest, load_rgb, read_source
+from medprobe.images.raster import DIGEST_BYTES, ImageError, content_digest, read_rgb, read_source
 from medprobe.images.sources import Payload
 
 CHUNK = 24  # images: with two chunks in flight, enough to go on reading while a batch is encoded
@@ -39,6 +40,8 @@ class Decoded:
         pixels: For each geometry uint8 (readable images, height, width, 3).
         readable: Boolean (images,).
         digests: uint8 (images, 16) of the source bytes; zeros where there were none.
+        appearance: For each geometry float32 (images, 4): height and width of the source, mean and standard deviation
+            of every fourth pixel's values in each direction; zeros where the image could not be read.
         reasons: Why each unreadable image is so, in their order.
 
     """
@@ -46,6 +49,7 @@ class Decoded:
     pixels: list[np.ndarray]
     readable: np.ndarray
     digests: np.ndarray
+    appearance: list[np.ndarray]
     reasons: list[str]
 
 
@@ -54,13 +58,16 @@ def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry]) -> Decod
     pixels: list[list[np.ndarray]] = [[] for _ in geometries]
     readable = np.zeros(len(payloads), dtype=bool)
     digests = np.zeros((len(payloads), DIGEST_BYTES), dtype=np.uint8)
+    appearance = [np.zeros((len(payloads), 4), dtype=np.float32) for _ in geometries]
     reasons = []
     for i, payload in enumerate(payloads):
         try:
             source = read_source(payload) if isinstance(payload, str) else payload
             digests[i] = content_digest(source)
-            for images, image in zip(pixels, load_rgb(source, geometries), strict=True):
+            size, found = read_rgb(source, geometries)
+            for images, looks, image in zip(pixels, appearance, found, strict=True):
                 images.append(image)
+                looks[i] = *size, image[::4, ::4].mean(), image[::4, ::4].std()
             readable[i] = True
         except ImageError as error:
             reasons.append(error.reason)
@@ -68,7 +75,7 @@ def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry]) -> Decod
         np.stack(images) if images else np.zeros((0, *geometry.size, 3), dtype=np.uint8)
         for images, geometry in zip(pixels, geometries, strict=True)
     ]
-    return Decoded(stacks, readable, digests, reasons)
+    return Decoded(stacks, readable, digests, appearance, reasons)
 
 
 class Decoder:
@@ -134,11 +141,14 @@ class Decoder:
                 self._stop()
                 none = [np.zeros((0, *g.size, 3), dtype=np.uint8) for g in geometries]
                 digest = np.zeros((1, DIGEST_BYTES), dtype=np.uint8)
-                parts.append(Decoded(none, np.zeros(1, dtype=bool), digest, ["killed the process that read it"]))
+                unseen = [np.zeros((1, 4), dtype=np.float32) for _ in geometries]
+                reason = "killed the process that read it"
+                parts.append(Decoded(none, np.zeros(1, dtype=bool), digest, unseen, [reason]))
         return Decoded(
             [np.concatenate(stacks) for stacks in zip(*(p.pixels for p in parts), strict=True)],
             np.concatenate([p.readable for p in parts]),
             np.concatenate([p.digests for p in parts]),
+            [np.concatenate(looks) for looks in zip(*(p.appearance for p in parts), strict=True)],
             [reason for p in parts for reason in p.reasons],
         )
 
@@ -157,6 +167,7 @@ def _interrupts_blocked() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    resource_tracker.ensure_running()  # else it is made together with the workers, and Python 3.11 then lets interrupts in
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -91,12 +91,17 @@ def content_digest(source: bytes | np.ndarray) -> np.ndarray:
 
 
 def load_rgb(source: bytes | np.ndarray, geometries: Sequence[Geometry]) -> list[np.ndarray]:
-    """Return an image once for each geometry, uint8 (height, width, 3), decoded once.
+    """Return an image once for each geometry, uint8 (height, width, 3): :func:`read_rgb` without the size."""
+    return read_rgb(source, geometries)[1]
 
-    A JPEG that is much larger than needed is decoded at a half, a quarter or an eighth of its size, never below twice
-    what the largest geometry needs (unless a geometry asks for ``exact_decode``). EXIF orientation is applied, an alpha
-    channel is laid over black (the background that medical images have), grey is repeated over three channels, grey
-    deeper than 8 bits follows ``SIXTEEN_BIT_RULE``.
+
+def read_rgb(source: bytes | np.ndarray, geometries: Sequence[Geometry]) -> tuple[tuple[int, int], list[np.ndarray]]:
+    """Return the image's own height and width, and the image once for each geometry, uint8 (height, width, 3).
+
+    It is decoded once. A JPEG that is much larger than needed is decoded at a half, a quarter or an eighth of its size,
+    never below twice what the largest geometry needs (unless a geometry asks for ``exact_decode``). EXIF orientation is
+    applied, an alpha channel is laid over black (the background that medical images have), grey is repeated over three
+    channels, grey deeper than 8 bits follows ``SIXTEEN_BIT_RULE``.
 
     Args:
         source: A file's bytes, or pixels (H, W), (H, W, 1) or (H, W, 3) as uint8 or uint16.
@@ -107,12 +112,17 @@ def load_rgb(source: bytes | np.ndarray, geometries: Sequence[Geometry]) -> list
 
     """
     with _reasons():
-        image = _from_array(source) if isinstance(source, np.ndarray) else _decode(source, geometries)
+        if isinstance(source, np.ndarray):
+            image = _from_array(source)
+            width, height = image.size
+        else:
+            image, (width, height) = _decode(source, geometries)
+        own = height, width
         for geometry in geometries:
             width, height = geometry.resized(*image.size)
             if width * height > MAX_PIXELS:  # a thread of a picture: its longer side grows with its shorter one
                 raise ImageError(f"too large: over {MAX_PIXELS:,} pixels once resized")
-        return [np.asarray(geometry.apply(image)) for geometry in geometries]
+        return own, [np.asarray(geometry.apply(image)) for geometry in geometries]
 
 
 @contextmanager
@@ -141,19 +151,23 @@ def _reasons() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
 
 
-def _decode(data: bytes, geometries: Sequence[Geometry]) -> Image.Image:
+def _decode(data: bytes, geometries: Sequence[Geometry]) -> tuple[Image.Image, tuple[int, int]]:
+    """Return a file's picture, perhaps reduced, and the width and height that it has in the file."""
     if not data:
         raise ImageError("empty file")
     image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
     if (n_frames := getattr(image, "n_frames", 1)) > 1:
         raise ImageError(f"several frames ({n_frames}): save the one that is meant as a file of its own")
+    width, height = image.size
     if image.format == "JPEG" and not any(g.exact_decode for g in geometries):
         _reduce(image, geometries)
     image.load()
     # Pillow turns this polarity round for 8 bits and fewer only.
     negative = image.mode in _DEEP_MODES and getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
     rgb = _to_rgb(_upright(image))
-    return ImageChops.invert(rgb) if negative else rgb
+    if (rgb.width > rgb.height) != (width > height):  # turned upright
+        width, height = height, width
+    return ImageChops.invert(rgb) if negative else rgb, (width, height)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -126,7 +126,7 @@ def group_weights(
 
 
 def intervals(
-    scorer: Scorer,
+    scorer: Scorer | Sequence[Scorer],
     names: Sequence[str],
     groups: ArrayLike | None = None,
     n_resamples: int = 1000,
@@ -136,7 +136,8 @@ def intervals(
     """Return each metric with its confidence interval, by name.
 
     Args:
-        scorer: Predictions and truth.
+        scorer: Predictions and truth; or several predictions of the same rows, after learning from different draws of
+            labels: the value is then the mean over the draws, and a resample draws from the draws as well.
         names: Names of metrics.
         groups: Group (patient) of each row, shape (n,): rows of one group are not independent; None if they all are.
         n_resamples: Number of resamples.
@@ -149,18 +150,15 @@ def intervals(
 
     """
     _check(n_resamples, level)
-    codes, n_groups = _group_codes(groups, scorer.n_rows)
-    values = scorer.replicates_many(names, np.ones((1, scorer.n_rows)))
-    left_out = scorer.replicates_many(names, _jackknife(codes, n_groups, seed))
-    blocks = [scorer.replicates_many(names, w) for w in _resamples(codes, n_groups, n_resamples, seed)]
+    scorers = [scorer] if isinstance(scorer, Scorer) else list(scorer)
+    codes, n_groups = _group_codes(groups, scorers[0].n_rows)
+    samples = _sampled(scorers, names, codes, n_groups, n_resamples, seed)
     result = {}
-    for name in values:
-        value = float(values[name][0])
-        replicates = np.concatenate([block[name] for block in blocks])
-        low, high, degenerate = _ends(name, value, replicates, left_out[name], n_groups, level)
+    for name, sample in samples.items():
+        low, high, degenerate = _ends(name, sample, n_groups, level)
         if name == "ece" and low < 0:
             low = 0.0
-        result[name] = Interval(value, low, high, n_resamples, degenerate)
+        result[name] = Interval(sample.value, low, high, n_resamples, degenerate)
     return result
 
 
@@ -173,16 +171,30 @@ def paired_difference(
     level: float = 0.95,
     seed: int = 0,
 ) -> PairedDifference:
-    """Return the difference of a metric between two sets of predictions, with interval and p-value.
+    """Return the difference of a metric between two sets of predictions: :func:`paired_differences` of one pair."""
+    found = paired_differences([[scorer_a], [scorer_b]], [(0, 1)], name, groups, n_resamples, level, seed)
+    return found[0]
 
-    Both see the same resamples. The p-value centres the resampled differences on zero, which is what they would scatter
+
+def paired_differences(
+    scorers: Sequence[Sequence[Scorer]],
+    pairs: Sequence[tuple[int, int]],
+    name: str,
+    groups: ArrayLike | None = None,
+    n_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[PairedDifference]:
+    """Return the difference of a metric for each pair of predictions of the same rows, with interval and p-value.
+
+    All see the same resamples. The p-value centres the resampled differences on zero, which is what they would scatter
     around if there were no difference, and counts those at least as large as the observed one, itself included
     (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 4.4): it is never below
     1 / (n_resamples + 1).
 
     Args:
-        scorer_a: First predictions and the truth.
-        scorer_b: Second predictions and the same truth.
+        scorers: Predictions and the same truth; several of each where there are several draws of labels.
+        pairs: Which to take from which, as places in ``scorers``: the first minus the second.
         name: Name of the metric.
         groups: As in :func:`intervals`.
         n_resamples: Number of resamples.
@@ -191,27 +203,26 @@ def paired_difference(
 
     Raises:
         UsageError: As in :func:`intervals`.
-        DataError: The two are not of the same rows, or ``groups`` does not fit them.
+        DataError: They are not of the same rows, or ``groups`` does not fit them.
 
     """
     _check(n_resamples, level)
-    if not scorer_a.same_rows(scorer_b):
+    first = scorers[0][0]
+    if not all(first.same_rows(other) for draws in scorers for other in draws):
         raise DataError("a paired difference needs two sets of predictions for the same rows, in the same order")
-    codes, n_groups = _group_codes(groups, scorer_a.n_rows)
-
-    def differences(weights: NDArray[Any]) -> Floats:
-        return scorer_a.replicates(name, weights) - scorer_b.replicates(name, weights)
-
-    difference = float(differences(np.ones((1, scorer_a.n_rows)))[0])
-    replicates = np.concatenate([differences(w) for w in _resamples(codes, n_groups, n_resamples, seed)])
-    left_out = differences(_jackknife(codes, n_groups, seed))
-    low, high, degenerate = _ends(name, difference, replicates, left_out, n_groups, level)
-    p_value = float("nan")
-    if np.isfinite(low):
-        # NaN compares as False; differences that are equal but for rounding count as equal.
-        as_large = np.count_nonzero(np.abs(replicates - difference) >= abs(difference) - 1e-12)
-        p_value = (1 + as_large) / (1 + n_resamples - degenerate)
-    return PairedDifference(difference, low, high, p_value, n_resamples, degenerate)
+    codes, n_groups = _group_codes(groups, first.n_rows)
+    samples = [_sampled(draws, [name], codes, n_groups, n_resamples, seed)[name] for draws in scorers]
+    found = []
+    for a, b in pairs:
+        sample = samples[a] - samples[b]
+        low, high, degenerate = _ends(name, sample, n_groups, level)
+        p_value = float("nan")
+        if np.isfinite(low):
+            # NaN compares as False; differences that are equal but for rounding count as equal.
+            as_large = np.count_nonzero(np.abs(sample.replicates - sample.value) >= abs(sample.value) - 1e-12)
+            p_value = (1 + as_large) / (1 + n_resamples - degenerate)
+        found.append(PairedDifference(sample.value, low, high, p_value, n_resamples, degenerate))
+    return found
 
 
 def delong(y: ArrayLike, score_a: ArrayLike, score_b: ArrayLike | None = None) -> DeLong:
@@ -292,10 +303,42 @@ def _jackknife(codes: NDArray[Any], n_groups: int, seed: int) -> NDArray[np.bool
     return weights
 
 
-def _ends(
-    name: str, value: float, replicates: Floats, left_out: Floats, n_groups: int, level: float
-) -> tuple[float, float, int]:
+@dataclass(frozen=True)
+class _Sample:
+    """A metric of the rows, of resamples of them, and without one group (or part) at a time."""
+
+    value: float
+    replicates: Floats
+    left_out: Floats
+
+    def __sub__(self, other: _Sample) -> _Sample:
+        return _Sample(self.value - other.value, self.replicates - other.replicates, self.left_out - other.left_out)
+
+
+def _sampled(
+    scorers: Sequence[Scorer], names: Sequence[str], codes: NDArray[Any], n_groups: int, n_resamples: int, seed: int
+) -> dict[str, _Sample]:
+    def means(weights: NDArray[Any], rng: np.random.Generator | None = None) -> dict[str, Floats]:
+        by_draw = [scorer.replicates_many(names, weights) for scorer in scorers]
+        found = {name: np.stack([draw[name] for draw in by_draw]) for name in names}
+        if rng is not None and len(scorers) > 1:
+            drawn = rng.integers(len(scorers), size=(len(scorers), len(weights)))
+            found = {name: np.take_along_axis(values, drawn, axis=0) for name, values in found.items()}
+        return {name: values.mean(axis=0) for name, values in found.items()}
+
+    rng = np.random.default_rng([seed, 1])  # of draws of labels: the same for all that are compared
+    whole = means(np.ones((1, len(codes))))
+    blocks = [means(weights, rng) for weights in _resamples(codes, n_groups, n_resamples, seed)]
+    left_out = means(_jackknife(codes, n_groups, seed))
+    return {
+        name: _Sample(float(whole[name][0]), np.concatenate([block[name] for block in blocks]), left_out[name])
+        for name in names
+    }
+
+
+def _ends(name: str, sample: _Sample, n_groups: int, level: float) -> tuple[float, float, int]:
     """Return the ends of the interval, NaN where there is none, and the number of degenerate resamples."""
+    value, replicates, left_out = sample.value, sample.replicates, sample.left_out
     kept = replicates[np.isfinite(replicates)]
     degenerate = len(replicates) - len(kept)
     if n_groups < 2 or len(kept) < 2 or not np.isfinite(value):

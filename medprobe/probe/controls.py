@@ -12,6 +12,7 @@ from medprobe.probe.targets import Floats
 from medprobe.results import Row, ranked
 
 COLUMNS = "control: columns alone"
+APPEARANCE = "control: size and brightness"
 SHUFFLED = "control: shuffled labels"
 
 # A column of more different words than this names samples rather than describing them.
@@ -73,7 +74,7 @@ def shuffled(y: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndarray:
 def verdicts(rows: Iterable[Row]) -> list[str]:
     """Return in words what controls and baselines say about the best encoder of each question."""
     found = []
-    for (target, metric, split), table in ranked(rows).items():
+    for (_, target, metric, split), table in ranked(rows).items():
         better = METRICS[metric].higher_is_better
         encoders = [row for row in table if not row.is_control]
         if not encoders:
@@ -93,6 +94,10 @@ def verdicts(rows: Iterable[Row]) -> list[str]:
                 found.append(
                     f"{what}: as good within the interval, so that the images may add nothing to what is known; or a "
                     "column gives the answer away (--control-col chooses others)."
+                )
+            elif level and row.encoder == APPEARANCE:
+                found.append(
+                    f"{what}: as good within the interval, so that the images' size or exposure may give the answer away."
                 )
             elif level:
                 found.append(f"{what}: as good within the interval, so that no gain from the encoder is shown.")

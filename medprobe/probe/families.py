@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from medprobe.errors import UsageError
+from medprobe.probe.splits import INNER_FOLDS
 from medprobe.probe.targets import Floats, Fold
 
 # Two values of C a decade: from little more than the class means to next to no penalty, on standardised features.
@@ -18,6 +19,8 @@ _CS = tuple(np.logspace(-6, 2, 17).tolist())
 
 # One hidden layer of this width: a wider or deeper network costs several times as much and gains little on features.
 _MLP_WIDTH = 128
+
+_FEW_MLP = {"hidden": (_MLP_WIDTH,), "lr": 1e-3, "weight_decay": 1e-1, "dropout": 0.5, "epochs": 30}
 
 # settings, and the probabilities on the validation rows of each fold
 Swept = list[tuple[dict[str, Any], list[Floats]]]
@@ -29,19 +32,27 @@ class Family:
 
     Attributes:
         name: Name on the command line and in results.
-        sweep: All settings at once: features (standardised), targets, folds, number of classes, seed.
+        sweep: All settings at once: features, targets, folds, number of classes, seed. None where nothing is chosen.
         build: An estimator, not fitted, with given settings and seed.
         inner_folds: How many of the inner folds the settings are chosen on (None: all of them).
+        n_folds: How many inner folds are made.
         ordered: The sweep goes from the most to the least regularised setting, so that the simplest one among equals
             is the first.
+        few: Settings for when nothing is chosen, or the labels are too few to choose any on.
+        refit: Whether the chosen settings are fitted to validation rows, too.
+        standardised: Whether the sweep is given standardised features.
 
     """
 
     name: str
-    sweep: Callable[[Floats, np.ndarray, Sequence[Fold], int, int], Swept]
+    sweep: Callable[[Floats, np.ndarray, Sequence[Fold], int, int], Swept] | None
     build: Callable[[Mapping[str, Any], int], Any]
     inner_folds: int | None = None
+    n_folds: int = INNER_FOLDS
     ordered: bool = False
+    few: Mapping[str, Any] = field(default_factory=dict)
+    refit: bool = True
+    standardised: bool = True
 
 
 def family(name: str) -> Family:
@@ -57,17 +68,33 @@ def family(name: str) -> Family:
 
 
 def _sweep_logistic(X: Floats, Y: np.ndarray, folds: Sequence[Fold], n_classes: int, seed: int) -> Swept:
+    return _swept_penalties(X, Y, folds, _CS, n_classes)
+
+
+def _swept_penalties(X: Floats, Y: np.ndarray, folds: Sequence[Fold], Cs: Sequence[float], n_classes: int) -> Swept:
     from medprobe.probe.logistic import sweep_logistic
 
     with warnings.catch_warnings():
         # The weakest penalties may stay unfinished on few rows; the fit that is reported says so for itself.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = sweep_logistic(X, Y, folds, _CS, n_classes=n_classes)
-    return [({"C": float(C)}, by_fold) for C, by_fold in zip(_CS, found, strict=True)]
+        found = sweep_logistic(X, Y, folds, Cs, n_classes=n_classes)
+    return [({"C": float(C)}, by_fold) for C, by_fold in zip(Cs, found, strict=True)]
 
 
 def _build_logistic(settings: Mapping[str, Any], seed: int) -> Any:
     return _LabelwiseLogistic(settings)
+
+
+def logistic_family(name: str, Cs: np.ndarray, *, n_folds: int) -> Family:
+    """Return logistic regression on features as they are, its penalty chosen among some on one held-out part."""
+
+    def sweep(X: Floats, Y: np.ndarray, folds: Sequence[Fold], n_classes: int, seed: int) -> Swept:
+        return _swept_penalties(X, Y, folds, Cs.tolist(), n_classes)
+
+    def build(settings: Mapping[str, Any], seed: int) -> Any:
+        return _LabelwiseLogistic({**settings, "standardize": False})
+
+    return Family(name, sweep, build, inner_folds=1, n_folds=n_folds, few={"C": 1.0}, standardised=False)
 
 
 class _LabelwiseLogistic:
@@ -159,12 +186,12 @@ def _build_mlp(settings: Mapping[str, Any], seed: int) -> Any:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "logreg": Family("logreg", _sweep_logistic, _build_logistic, ordered=True),
-    "knn": Family("knn", _sweep_knn, _build_knn),
+    "logreg": Family("logreg", _sweep_logistic, _build_logistic, ordered=True, few={"C": 0.01}),
+    "knn": Family("knn", _sweep_knn, _build_knn, few={"k": 1}),
     # Trained step by step, so that one held-out fold has to do.
-    "mlp": Family("mlp", _sweep_mlp, _build_mlp, inner_folds=1),
-    "ridge": Family("ridge", _sweep_ridge, _build_ridge, ordered=True),
-    "prototype": Family("prototype", _sweep_prototype, _build_prototype),
+    "mlp": Family("mlp", _sweep_mlp, _build_mlp, inner_folds=1, few=_FEW_MLP),
+    "ridge": Family("ridge", _sweep_ridge, _build_ridge, ordered=True, few={"alpha": 1.0}),
+    "prototype": Family("prototype", _sweep_prototype, _build_prototype, few={"temperature": 0.1}),
 }
 # What is run unless probes are named: the others answer faster, and hardly ever better.
 DEFAULT_FAMILIES = ("logreg", "knn", "mlp")

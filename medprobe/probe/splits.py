@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from medprobe.errors import DataError, UsageError
@@ -151,8 +152,10 @@ def folds(
     return [(train, test) for train, test in pairs if len(train) and len(test)]
 
 
-def inner_folds(y: np.ndarray, groups: np.ndarray | None, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the folds of a training part on which settings are chosen.
+def inner_folds(
+    y: np.ndarray, groups: np.ndarray | None, seed: int, n_folds: int = INNER_FOLDS
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the folds of a training part on which settings are chosen: no more than the rarest class has rows, if any.
 
     Raises:
         DataError: There is only one group to train on.
@@ -161,7 +164,52 @@ def inner_folds(y: np.ndarray, groups: np.ndarray | None, seed: int) -> list[tup
     available = n_groups(groups, len(y))
     if available < 2:
         raise DataError("the training part is a single group (patient): no settings can be chosen on others")
-    return folds(y, groups, min(INNER_FOLDS, available), seed)
+    rarest = int(np.unique(y, return_counts=True)[1].min()) if y.ndim == 1 else n_folds
+    return folds(y, groups, min(n_folds, available, max(rarest, 2)), seed)
+
+
+def few_shots(split: Split, y: np.ndarray, groups: np.ndarray | None, shots: int, seed: int, words: str) -> Split:
+    """Return the split with few labels to learn from: ``shots`` rows of each class, of as many groups as there are.
+
+    Of several labels, as many rows that have each of them, and as many that have none. Validation rows take no part:
+    their labels would be beyond the budget.
+
+    Args:
+        split: Whose training rows are drawn from; its tested rows stay.
+        y: Class codes (n,), or labels (n, L).
+        groups: Groups (patients) of the rows, or None.
+        shots: Rows of a class.
+        seed: Of the draw.
+        words: What the name of the split is continued with.
+
+    Raises:
+        UsageError: A class has fewer rows than that.
+
+    """
+    random = np.random.default_rng(seed)
+    parts = []
+    for part in split.parts:
+        if y.ndim == 1:
+            wanted = [part.train[y[part.train] == code] for code in np.unique(y[part.train])]
+        else:
+            wanted = [part.train[y[part.train, label] == 1] for label in range(y.shape[1])]
+            wanted.append(part.train[np.nansum(y[part.train], axis=1) == 0])
+            wanted = [rows for rows in wanted if len(rows)]
+        fewest = min(len(rows) for rows in wanted)
+        if y.ndim == 1 and fewest < shots:
+            raise UsageError(f"--shots {shots}: a class has {fewest} rows only to learn from in '{split.name}'")
+        drawn = np.unique(np.concatenate([_from_many_groups(rows, groups, shots, random) for rows in wanted]))
+        parts.append(Part(drawn, None, part.test))
+    return Split(f"{split.name}, {words}", tuple(parts))
+
+
+def _from_many_groups(rows: np.ndarray, groups: np.ndarray | None, n: int, random: np.random.Generator) -> np.ndarray:
+    """Return ``n`` of the rows: one of each group in a random order, then a second one of each, and so on."""
+    rows = random.permutation(rows)
+    if groups is None:
+        return rows[:n]
+    turn = pd.Series(groups[rows]).groupby(groups[rows]).cumcount().to_numpy()
+    return rows[np.argsort(turn, kind="stable")][:n]
 
 
 def check_leaks(sides: dict[str, np.ndarray], groups: np.ndarray) -> None:

@@ -13,6 +13,7 @@ from medprobe.probe.splits import Part, Split
 from medprobe.probe.task import Target, class_name, missing, target_of
 
 _ROW = "__row"
+_MOST_SUBGROUPS = 10  # numbers of more different values are reported in quarters
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class WhatIf:
     test_where: str | None = None
     relabel: tuple[str, ...] = ()
     uncertain: str | None = None
+    label_noise: float | None = None
 
     def target(self, samples: pd.DataFrame, name: str, *, ordinal: bool) -> Target:
         """Return the target of the samples that take part, with rows counted over all samples."""
@@ -43,6 +45,8 @@ class WhatIf:
         """Return the split with what is learned from and tested on narrowed, and all conditions in its name."""
         flags = {"where": self.where, "train where": self.train_where, "test where": self.test_where}
         words = "".join(f", {flag} {condition}" for flag, condition in flags.items() if condition is not None)
+        if self.label_noise is not None:
+            words += f", {self.label_noise:.0%} wrong labels"
         masks = [
             None if condition is None else rows_where(samples, condition, flag)[rows]
             for flag, condition in (("--train-where", self.train_where), ("--test-where", self.test_where))
@@ -139,3 +143,42 @@ def relabelled(column: pd.Series, rules: Sequence[str]) -> pd.Series:
     renamed = words.map(lambda word: mapped.get(word, word))
     numbers = pd.to_numeric(renamed.where(renamed != ""), errors="coerce")
     return renamed if (numbers.isna() & (renamed != "")).any() else numbers
+
+
+def mislabelled(y: np.ndarray, share: float, n_classes: int, seed: int) -> np.ndarray:
+    """Return targets of which a share is wrong: another class, each as likely, or the opposite label.
+
+    Args:
+        y: Class codes (n,), or labels 0, 1 and NaN (n, L), of which the missing ones stay missing.
+        share: Between 0 and 1.
+        n_classes: Number of classes.
+        seed: Of the draw.
+
+    Raises:
+        UsageError: The share is out of range.
+
+    """
+    if not 0 < share < 1:
+        raise UsageError(f"--label-noise {share:g}: a share of the labels between 0 and 1")
+    random = np.random.default_rng(seed)
+    wrong = y.copy()
+    present = np.flatnonzero(~np.isnan(y.ravel()))
+    chosen = random.choice(present, round(share * len(present)), replace=False)
+    if y.ndim == 2:
+        wrong.ravel()[chosen] = 1 - wrong.ravel()[chosen]
+    else:
+        wrong[chosen] = (wrong[chosen] + random.integers(1, n_classes, len(chosen))) % n_classes
+    return wrong
+
+
+def subgroup_names(column: pd.Series) -> np.ndarray:
+    """Return the subgroup of each row (n,), empty where the value is missing: a value, or a quarter of many numbers."""
+    absent = missing(column).to_numpy()
+    if column.dtype.kind in "iuf" and column.nunique() > _MOST_SUBGROUPS:
+        numbers = column.to_numpy(dtype="float64")
+        edges = np.unique(np.nanquantile(numbers, [0, 0.25, 0.5, 0.75, 1]))
+        quarter = np.searchsorted(edges[1:-1], numbers)
+        words = [f"{edges[i]:g} to {edges[i + 1]:g}" for i in quarter]
+    else:
+        words = [class_name(value) for value in column]
+    return np.where(absent, "", np.array(words, dtype=object)).astype(str)

@@ -1,0 +1,110 @@
+"""medprobe embed."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import signal
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from medprobe.commands.options import SKIPPED, Json, number
+from medprobe.errors import UsageError
+
+
+def embed(
+    ctx: typer.Context,
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Folder of images, CSV/TSV/Parquet table, or MedMNIST .npz.")
+    ],
+    model: Annotated[list[str], typer.Option("--model", "-m", help="Encoder, family/name[@tag]; may be repeated.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the stores, one an encoder.")],
+    path_col: Annotated[str | None, typer.Option(help="Column of image paths in a table.")] = None,
+    label_col: Annotated[list[str] | None, typer.Option(help="Column that is a label; may be repeated.")] = None,
+    group_col: Annotated[str | None, typer.Option(help="Column of patients; 'none' for no grouping.")] = None,
+    split_col: Annotated[str | None, typer.Option(help="Column with train, val and test; 'none' for none.")] = None,
+    keep_col: Annotated[
+        list[str] | None, typer.Option(help="Keep a column that looks as if it named a person.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Checkpoint file for the one model.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Another input size than the encoder's own.")] = None,
+    exact_decode: Annotated[bool, typer.Option("--exact-decode", help="Decode large JPEG files in full.")] = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Keep all patch tokens, too, for --probe attentive (large).")
+    ] = False,
+    normalize: Annotated[
+        str, typer.Option(help="Mean and std of the encoder, of the dataset, or six numbers (mean and std of R, G, B).")
+    ] = "encoder",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="How features are kept: auto, float16 or float32.")] = "auto",
+    batch_size: Annotated[str, typer.Option(help="Images a forward pass, or auto.")] = "auto",
+    workers: Annotated[str, typer.Option(help="Decoding processes, 0 for none, or auto.")] = "auto",
+    block_rows: Annotated[int, typer.Option(help="Rows of a block, the unit of commit and of repeated work.")] = 1024,
+    max_failures: Annotated[
+        str | None,
+        typer.Option(
+            help="Stop above this number or share (0.01, 1%) of unreadable images. (default: 1%, at least 10)"
+        ),
+    ] = None,
+    check: Annotated[
+        str, typer.Option(help="How to tell that an image changed: stamp (size and time) or digest.")
+    ] = "stamp",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete stores that are there and start again.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    json: Json = False,
+) -> None:
+    """Embed every image with every encoder, once; run again, it finishes what is missing."""
+    from medprobe.console import ProgressLine
+
+    try:
+        from medprobe.embed.run import embed as run
+    except ModuleNotFoundError as error:
+        raise UsageError(f"embed needs {error.name}, which is not installed: pip install 'medprobe[embed]'") from None
+    if check not in {"stamp", "digest"}:
+        raise UsageError(f"--check {check}: stamp or digest")
+    signal.signal(signal.SIGTERM, _interrupt)
+    with ProgressLine(quiet=ctx.obj) as progress:
+        reports = run(
+            data,
+            model,
+            out,
+            path_col=path_col,
+            label_cols=label_col or (),
+            group_col=group_col,
+            split_col=split_col,
+            keep_cols=keep_col or (),
+            weights=weights,
+            image_size=image_size,
+            exact_decode=exact_decode,
+            tokens=tokens,
+            normalize=normalize,
+            device=device,
+            precision=precision,
+            dtype=dtype,
+            batch_size=number("--batch-size", batch_size),
+            workers=number("--workers", workers),
+            block_rows=block_rows,
+            max_failures=max_failures,
+            check_digest=check == "digest",
+            overwrite=overwrite,
+            limit=limit,
+            progress=progress.update,
+        )
+    if json:
+        typer.echo(jsonlib.dumps([{**vars(r), "path": str(r.path)} for r in reports], indent=1))
+    else:
+        for r in reports:
+            rate = f", {r.embedded / r.seconds:.0f} images/s" if r.embedded and r.seconds else ""
+            done = "was complete" if not r.embedded else f"embedded {r.embedded} images in {r.precision}{rate}"
+            failed = f"; {r.failures} could not be used (medprobe info {r.path})" if r.failures else ""
+            typer.echo(f"{r.path}: {done}{failed}")
+    if any(r.failures for r in reports):
+        raise typer.Exit(SKIPPED)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,180 @@
+"""medprobe probe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medprobe.commands.options import Json, Partial
+from medprobe.errors import UsageError
+
+_WHO = "Who is trained on, and who is tested on"
+_WHAT = "What if"
+_SURE = "How sure"
+
+
+def probe(
+    ctx: typer.Context,
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Feature stores.")],
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="Column to predict, a list a,b,c or a pattern.")
+    ] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probe",
+            "-p",
+            help="logreg, knn, mlp, ridge, prototype, attentive; may be repeated. (default: the first three)",
+        ),
+    ] = None,
+    view: Annotated[
+        str | None,
+        typer.Option(help="Which of the encoder's vectors; auto chooses. (default: the encoder's own pooling)"),
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Primary metric; quadratic_kappa for ordered grades.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A published protocol: huix2024, medmnist-plus, dinov2 or clip.")
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(help="Column of patients; 'none' for no grouping. (default: as recorded)", rich_help_panel=_WHO),
+    ] = None,
+    split_col: Annotated[
+        str | None,
+        typer.Option(help="Column with train, val and test. (default: as recorded)", rich_help_panel=_WHO),
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Test every image once, in so many folds.", rich_help_panel=_WHO)
+    ] = None,
+    test_size: Annotated[
+        float | None, typer.Option(help="Share of the images to test on.", rich_help_panel=_WHO)
+    ] = None,
+    leave_out: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of sites or the like: each is tested by what the others teach.", rich_help_panel=_WHO
+        ),
+    ] = None,
+    duplicates: Annotated[
+        str,
+        typer.Option(
+            help="Equal pictures on two sides of a given split: error, drop (from training) or keep.",
+            rich_help_panel=_WHO,
+        ),
+    ] = "error",
+    where: Annotated[
+        str | None, typer.Option(help='SQL condition: only these samples, e.g. "age > 60".', rich_help_panel=_WHAT)
+    ] = None,
+    train_where: Annotated[
+        str | None, typer.Option(help="Learn from these samples alone.", rich_help_panel=_WHAT)
+    ] = None,
+    test_where: Annotated[str | None, typer.Option(help="Test on these samples alone.", rich_help_panel=_WHAT)] = None,
+    relabel: Annotated[
+        list[str] | None,
+        typer.Option(help="Merge classes (2,3,4=refer) or drop one (U=); may be repeated.", rich_help_panel=_WHAT),
+    ] = None,
+    uncertain: Annotated[
+        str | None,
+        typer.Option(
+            help="What a label of -1 counts as, of several labels: zeros, ones or ignore.", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    shots: Annotated[
+        str | None,
+        typer.Option(help="Learn from so few images of each class, e.g. 1,5,10.", rich_help_panel=_WHAT),
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Draws of so few images.", rich_help_panel=_WHAT)] = 5,
+    label_noise: Annotated[
+        float | None, typer.Option(help="Share of the learned labels to make wrong.", rich_help_panel=_WHAT)
+    ] = None,
+    concat: Annotated[
+        list[Path] | None,
+        typer.Option(help="Store whose features are put beside each store's; may be repeated.", rich_help_panel=_WHAT),
+    ] = None,
+    pca: Annotated[
+        float | None,
+        typer.Option(help="Keep so many principal components, or so much of the variance.", rich_help_panel=_WHAT),
+    ] = None,
+    subgroup: Annotated[
+        list[str] | None,
+        typer.Option(help="Report each value of this column by itself; may be repeated.", rich_help_panel=_SURE),
+    ] = None,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls",
+            help="Also probe shuffled labels, size and brightness, and columns alone.",
+            rich_help_panel=_SURE,
+        ),
+    ] = False,
+    control_col: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of that control; may be repeated. (default: all that describe)", rich_help_panel=_SURE
+        ),
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(help="Resamples of the intervals.", rich_help_panel=_SURE)] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of splits, probes and resamples.", rich_help_panel=_SURE)] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder in which rows and predictions are kept.")
+    ] = None,
+    save_model: Annotated[
+        Path | None, typer.Option(help="Folder in which the probes are kept for medprobe predict.")
+    ] = None,
+    partial: Partial = False,
+    json: Json = False,
+) -> None:
+    """Probe stores: settings chosen on validation data, tested once, with intervals over patients."""
+    from medprobe.probe.run import probe as run
+    from medprobe.results import to_json, write_results
+
+    rows = run(
+        stores,
+        target,
+        probes=probe or (),
+        view=view,
+        metric=metric,
+        group=group,
+        split_col=split_col,
+        n_folds=folds,
+        test_size=test_size,
+        leave_out=leave_out,
+        where=where,
+        train_where=train_where,
+        test_where=test_where,
+        relabel=relabel or (),
+        uncertain=uncertain,
+        label_noise=label_noise,
+        shots=() if shots is None else _numbers("--shots", shots),
+        repeats=repeats,
+        concat=concat or (),
+        pca=pca,
+        subgroups=subgroup or (),
+        preset=preset,
+        duplicates=duplicates,
+        controls=controls,
+        control_cols=control_col or (),
+        n_resamples=bootstrap,
+        seed=seed,
+        save_model=save_model,
+        partial=partial,
+        progress=None if ctx.obj or json else lambda line: typer.echo(line, err=True),
+    )
+    if out is not None:
+        table = write_results(rows, out)
+        typer.echo(f"results: {table}", err=True)
+    if json:
+        typer.echo(to_json(rows))
+    else:
+        from medprobe.leaderboard import print_leaderboard
+
+        print_leaderboard(rows)
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{flag} {text}: numbers such as 1,5,10") from None

@@ -1,0 +1,240 @@
+"""Results as tables in a terminal: rankings, subgroups, learning curves, differences in pairs, ranks over tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from medprobe.console import console
+from medprobe.results import Question, Row, ranked, subgroups
+
+if TYPE_CHECKING:
+    from medprobe.probe.compare import Difference, Ranks
+
+METRIC_NAMES = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "balanced_accuracy": "balanced accuracy",
+    "quadratic_kappa": "quadratic kappa",
+    "macro_f1": "macro F1",
+    "macro_recall": "macro recall",
+    "log_loss": "log loss",
+    "brier": "Brier score",
+    "ece": "calibration error",
+}
+
+
+def leaderboard_tables(rows: Iterable[Row]) -> list[Table]:
+    """Return a table for each question: encoders and probes, the best first, each with its interval."""
+    tables = []
+    for question, ranking in ranked(row for row in rows if not row.shots).items():
+        unit = ranking[0].group or "image"
+        table = _table(_title(question))
+        table.add_column("#", justify="right")
+        for column in ("encoder", "view", "probe"):
+            table.add_column(column, overflow="fold")
+        table.add_column(_metric(question), justify="right", style="bold")
+        table.add_column(f"{ranking[0].ci_level:.0%} interval", justify="right", no_wrap=True)
+        table.add_column("tested images", justify="right")
+        if unit != "image":
+            table.add_column(f"{unit}s", justify="right")
+        table.add_column("trained on", justify="right")
+        table.add_column("settings", overflow="fold")
+        for place, row in enumerate(ranking, 1):
+            groups = [str(row.n_groups)] if unit != "image" else []
+            _add(table,
+                str(place), row.encoder, row.view, row.probe, _number(row.value), _interval(row),
+                str(row.n_images), *groups, str(row.n_train), describe_settings(row.settings),
+            )  # fmt: skip
+        tables.append(table)
+    return tables
+
+
+def subgroup_tables(rows: Iterable[Row]) -> list[Table]:
+    """Return a table for each question that was asked of subgroups, too: encoders and probes in each of them."""
+    tables = []
+    for question, some in subgroups(row for row in rows if not row.shots).items():
+        table = _table(f"{_title(question)}, by subgroup")
+        for column in ("subgroup", "encoder", "view", "probe"):
+            table.add_column(column, overflow="fold")
+        for column in (_metric(question), "interval", "tested images", f"{some[0].group or 'image'}s"):
+            table.add_column(column, justify="right", no_wrap=True)
+        by_name: dict[str, list[Row]] = {}
+        for row in some:
+            by_name.setdefault(row.subgroup, []).append(row)
+        for name, found in by_name.items():
+            table.add_section()
+            for i, row in enumerate(found):
+                _add(table,
+                    "" if i else name, row.encoder, row.view, row.probe, _number(row.value), _interval(row),
+                    str(row.n_images), str(row.n_groups),
+                )  # fmt: skip
+        tables.append(table)
+    return tables
+
+
+def curve_tables(rows: Iterable[Row]) -> list[Table]:
+    """Return a table for each learning curve: encoders and probes against the number of labelled images of a class."""
+    curves: dict[tuple[str, str, str], list[Row]] = {}
+    for question, ranking in ranked(row for row in rows if row.shots).items():
+        curves.setdefault((question.data, question.target, question.metric), []).extend(ranking)
+    tables = []
+    for (data, target, metric), points in curves.items():
+        budgets = sorted({row.shots for row in points})
+        table = _table(_title(Question(data, target, metric, "few labels of each class")))
+        for column in ("encoder", "view", "probe"):
+            table.add_column(column, overflow="fold")
+        for shots in budgets:
+            table.add_column(f"{shots} shot{'s' * (shots > 1)}", justify="right")
+        lines: dict[tuple[str, str, str], dict[int, Row]] = {}
+        for row in points:
+            lines.setdefault((row.encoder, row.view, row.probe), {})[row.shots] = row
+        for method, by_shots in lines.items():
+            found = [by_shots.get(shots) for shots in budgets]
+            _add(table, *method, *("" if row is None else f"{_number(row.value)}\n{_interval(row)}" for row in found))
+        tables.append(table)
+    return tables
+
+
+def difference_tables(differences: Iterable[Difference]) -> list[Table]:
+    """Return a table for each question: differences in pairs, with intervals and corrected p-values."""
+    by_question: dict[Question, list[Difference]] = {}
+    for difference in differences:
+        by_question.setdefault(difference.question, []).append(difference)
+    tables = []
+    for question, found in by_question.items():
+        table = _table(f"{_title(question)}: differences on the same images")
+        for column in ("better", "than"):
+            table.add_column(column, overflow="fold")
+        delong = any(math.isfinite(d.p_delong) for d in found)
+        unit = found[0].first.group or "image"
+        for column in ("difference", "interval", "p", "p (Holm)", *(["p (DeLong)"] if delong else []), "images"):
+            table.add_column(column, justify="right", no_wrap=True)
+        if unit != "image":
+            table.add_column(f"{unit}s", justify="right")
+        for d in found:
+            interval = "not defined" if math.isnan(d.low) else f"{d.low:+.3f} to {d.high:+.3f}"
+            p_values = [d.p_value, d.p_holm, *([d.p_delong] if delong else [])]
+            groups = [str(d.n_groups)] if unit != "image" else []
+            _add(table,
+                _method(d.first), _method(d.second), f"{d.difference:+.3f}", interval,
+                *map(_p_value, p_values), str(d.n_images), *groups,
+            )  # fmt: skip
+        tables.append(table)
+    return tables
+
+
+def ranks_table(ranks: Ranks) -> Table:
+    """Return a table of average ranks over tasks; methods of one letter are not told apart."""
+    table = _table(f"Average rank over {len(ranks.tasks)} tasks")
+    for column in ("encoder", "view", "probe"):
+        table.add_column(column, overflow="fold")
+    table.add_column("rank", justify="right", style="bold")
+    table.add_column("not told apart")
+    for place, (method, average) in enumerate(zip(ranks.methods, ranks.average, strict=True)):
+        letters = "".join(chr(ord("a") + i) for i, (low, high) in enumerate(ranks.cliques) if low <= place <= high)
+        _add(table, *method, f"{average:.2f}", letters)
+    friedman = "" if math.isnan(ranks.p_value) else f"; Friedman's test: p = {_p_value(ranks.p_value)}"
+    table.caption = f"critical difference {ranks.critical_difference:.2f} (Nemenyi, 5 %){friedman}"
+    return table
+
+
+def print_leaderboard(rows: list[Row], to: Console | None = None) -> None:
+    """Print the tables of result rows, and what has to be known about them."""
+    to = to or console()
+    for table in (*leaderboard_tables(rows), *curve_tables(rows), *subgroup_tables(rows)):
+        to.print(table)
+    if any(row.is_control for row in rows):
+        from medprobe.probe.controls import verdicts
+
+        for sentence in verdicts(rows):
+            to.print(sentence, markup=False, highlight=False)
+    for note in dict.fromkeys(note for row in rows if row.primary and not row.subgroup for note in row.notes):
+        _note(to, note)
+    failed = {row.encoder: row.n_failed for row in rows if row.n_failed}
+    for encoder, count in failed.items():
+        _note(to, f"{encoder}: {count} images without features take no part")
+
+
+def print_comparison(differences: Sequence[Difference], ranks: Ranks | None, to: Console | None = None) -> None:
+    """Print what is told apart: in pairs for each question, by ranks over several."""
+    to = to or console()
+    for table in difference_tables(differences):
+        to.print(table)
+    if differences and any(d.first.group for d in differences):
+        to.print(
+            "p: bootstrap over groups; Holm: corrected for all lines of a table; DeLong takes every image as a patient.",
+            markup=False, highlight=False,
+        )  # fmt: skip
+    if ranks is not None:
+        to.print(ranks_table(ranks))
+
+
+def describe_settings(settings: Any) -> str:
+    """Return settings as short text; of folds, the range of their values."""
+    if isinstance(settings, Mapping):
+        return ", ".join(
+            f"{k}={_short(v)}" for k, v in settings.items() if v is not None and k not in {"seed", "weights"}
+        )
+    merged: dict[str, list[Any]] = {}
+    for fold in settings:
+        for key, value in fold.items():
+            if value is not None and key not in {"seed", "weights"}:
+                merged.setdefault(key, []).append(value)
+    return ", ".join(f"{key}={_range(values)}" for key, values in merged.items())
+
+
+def _table(title: str) -> Table:
+    return Table(title=escape(title), title_justify="left", title_style="bold")
+
+
+def _add(table: Table, *cells: str) -> None:
+    table.add_row(*map(escape, cells))  # a column's name or value may look like markup
+
+
+def _title(question: Question) -> str:
+    data = f"{question.data}, " if question.data else ""
+    return f"{data}{question.target}: {_metric(question)} on {question.split}"
+
+
+def _metric(question: Question) -> str:
+    return METRIC_NAMES.get(question.metric, question.metric)
+
+
+def _method(row: Row) -> str:
+    return f"{row.encoder} {row.view}, {row.probe}"
+
+
+def _number(value: float) -> str:
+    return "not defined" if math.isnan(value) else f"{value:.3f}"
+
+
+def _interval(row: Row) -> str:
+    return "not defined" if math.isnan(row.ci_low) else f"{row.ci_low:.3f} to {row.ci_high:.3f}"
+
+
+def _p_value(p: float) -> str:
+    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _note(to: Console, note: str) -> None:
+    to.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+
+
+def _range(values: list[Any]) -> str:
+    distinct = list(dict.fromkeys(values))
+    if any(isinstance(value, str) for value in distinct):
+        return "/".join(map(str, distinct))
+    low, high = _short(min(distinct)), _short(max(distinct))
+    return low if low == high else f"{low}..{high}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

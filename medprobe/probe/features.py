@@ -1,0 +1,95 @@
+"""What a probe is given: the vectors of one store, or of several stores side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from medprobe.errors import DataError
+from medprobe.probe.targets import Floats
+from medprobe.store import FeatureStore
+
+AUTO = "auto"
+TOKENS = "tokens"
+
+
+@dataclass(frozen=True)
+class Features:
+    """Vectors of the same rows, from which a probe chooses where there are several.
+
+    Attributes:
+        encoder: Name of the encoder, or the names of several.
+        view: Name of the view, or ``auto``.
+        fingerprint: Of the encoder, or of several.
+        views: The candidates by name, each float32 (n, width), the encoder's own pooling first.
+        parts: For each candidate, the view that each encoder contributes.
+        rows: Which samples of the (first) store they belong to, (n,).
+        notes: What has to be known about them.
+
+    """
+
+    encoder: str
+    view: str
+    fingerprint: str
+    views: Mapping[str, Floats]
+    parts: Mapping[str, tuple[str, ...]]
+    rows: np.ndarray
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of_known(cls, name: str, view: str, values: Floats) -> Features:
+        """Return values that need no encoder, (n, D)."""
+        return cls(name, view, "", {view: values}, {view: ()}, np.arange(len(values)))
+
+    def of(self, rows: np.ndarray) -> Features:
+        """Return the vectors of some of these rows."""
+        return replace(self, views={name: X[rows] for name, X in self.views.items()}, rows=self.rows[rows])
+
+
+def features_of(stores: Sequence[FeatureStore], view: str | None) -> Features:
+    """Return the vectors of a store, or of several joined by the ids of their samples.
+
+    Args:
+        stores: The first one leads: its samples that all others have features of are kept, in its order.
+        view: Name of a view; None takes each encoder's own pooling, and so does a store that has no view of that name
+            while the first one does; ``auto`` leaves the choice among all views (of the first store) to the probe.
+
+    Raises:
+        DataError: There is no such view, or the stores share no sample.
+
+    """
+    first, *others = stores
+    default = first.plan.default_view
+    names = [default, *(n for n in first.views if n not in {default, TOKENS})] if view == AUTO else [view or default]
+    views = {name: first.features(name) for name in names}
+    parts: dict[str, tuple[str, ...]] = {name: (name,) for name in names}
+    ids = first.samples["id"].to_numpy()
+    rows = np.arange(len(ids))
+    places = []
+    for other in others:
+        place = {name: i for i, name in enumerate(other.samples["id"])}
+        rows = rows[[ids[row] in place for row in rows]]
+        places.append(place)
+    if not len(rows):
+        raise DataError(f"--concat: {', '.join(str(store.path) for store in stores)} have no sample in common")
+    if others:
+        views = {name: X[rows] for name, X in views.items()}
+    for other, place in zip(others, places, strict=True):
+        name = view if view is not None and view in other.views else other.plan.default_view
+        X = other.features(name)[[place[ids[row]] for row in rows]]
+        views = {own: np.concatenate([known, X], axis=1) for own, known in views.items()}
+        parts = {own: (*known, name) for own, known in parts.items()}
+    views = {" + ".join(parts[own]): X for own, X in views.items()}
+    parts = {" + ".join(part): part for part in parts.values()}
+    lost = len(ids) - len(rows)
+    return Features(
+        encoder=" + ".join(store.encoder for store in stores),
+        view=AUTO if view == AUTO else next(iter(views)),
+        fingerprint=" + ".join(store.plan.fingerprint for store in stores),
+        views=views,
+        parts=parts,
+        rows=rows,
+        notes=(f"{lost} images are left out: they are not in every store",) if lost else (),
+    )
