@@ -16,6 +16,7 @@ from medprobe.errors import DataError, UsageError
 from medprobe.images.sources import ArrayImages, FileImages, ImageSource
 
 PATH_COLUMNS = ("path", "file", "filepath", "file_path", "filename", "file_name", "image", "image_path")
+_TABLE_NAMES = {"data", "index", "labels", "manifest", "metadata", "train"}  # which say nothing about the data
 GROUP_COLUMNS = ("patient", "patient_id", "patientid", "subject", "subject_id", "group")
 SPLIT_NAMES = {
     "train": "train",
@@ -52,7 +53,7 @@ class Manifest:
         images: Where the pixels of row ``i`` are.
         roles: Label, group and split columns.
         notes: What a user should be told about how the data were read.
-        name: What the data are called in tables of results: the folder's or file's own name.
+        name: What the data are called in tables of results: by the folder, or the file unless it has any table's name.
 
     """
 
@@ -107,8 +108,9 @@ def read_manifest(
         )
     if not len(manifest):
         raise DataError(f"{path}: no images in it")
-    named = replace(manifest, name=path.resolve().name if path.is_dir() else path.stem)
-    return _with_roles(named, label_cols, group_col, split_col)
+    whole = path.resolve()
+    name = whole.name if path.is_dir() else whole.parent.name if path.stem in _TABLE_NAMES else path.stem
+    return _with_roles(replace(manifest, name=name), label_cols, group_col, split_col)
 
 
 def _with_roles(

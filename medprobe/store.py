@@ -22,7 +22,7 @@ import zarr
 
 from medprobe.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 DIGEST_BYTES = 16
 # What each row was made from stands beside its features and is committed with them: the digest of the image's bytes, and
 # its file's size and time of change (nanoseconds).
@@ -116,7 +116,7 @@ class FeatureStore:
         partial: Read the finished blocks of a store that is not complete.
 
     Raises:
-        DataError: There is no store, it is of a newer format, or (unless ``partial``) blocks are missing when rows are read.
+        DataError: There is no store, it is of another format, or (unless ``partial``) blocks are missing when rows are read.
 
     """
 
@@ -131,8 +131,9 @@ class FeatureStore:
         if not isinstance(meta, Mapping) or "format" not in meta:
             raise DataError(f"{self.path}: a Zarr group, but not a medprobe feature store")
         if meta["format"] != FORMAT:
+            remedy = "upgrade medprobe" if meta["format"] > FORMAT else "embed the images again (--overwrite)"
             raise DataError(
-                f"{self.path}: written in store format {meta['format']}; this medprobe reads format {FORMAT}: upgrade medprobe"
+                f"{self.path}: written in store format {meta['format']}; this medprobe reads format {FORMAT}: {remedy}"
             )
         self.plan = Plan(**meta["plan"])
         self.card: Mapping[str, str] = meta["card"]

@@ -48,7 +48,7 @@ def make_store(
         dtypes=dict.fromkeys(views, "float32"),
         default_view=next(iter(views)),
         rows=len(samples),
-        block_rows=64,
+        block_rows=64 if len(samples) < 5000 else 1024,
         manifest_sha256=ids_digest(samples["id"]),
     )
     roles = {"labels": list(labels), "group": group, "split": split, "data": data}

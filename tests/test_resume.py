@@ -319,10 +319,11 @@ def test_stores_of_others_are_refused(tmp_path, images):
     store = run(images, tmp_path / "out")
     path = store.path / "zarr.json"
     record = json.loads(path.read_text())
-    record["attributes"]["medprobe"]["format"] = 99
-    path.write_text(json.dumps(record))
-    with pytest.raises(DataError, match="upgrade medprobe"):
-        open_store(store.path)
+    for found, remedy in ((99, "upgrade medprobe"), (1, "embed the images again")):
+        record["attributes"]["medprobe"]["format"] = found
+        path.write_text(json.dumps(record))
+        with pytest.raises(DataError, match=remedy):
+            open_store(store.path)
 
 
 def test_values_too_large_for_float16_are_kept_in_float32(images, tmp_path):

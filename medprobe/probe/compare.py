@@ -116,7 +116,7 @@ def paired(
     level: float = 0.95,
     seed: int = 0,
 ) -> list[Difference]:
-    """Return the differences of each question's best row, or of an encoder's best one, to the others.
+    """Return the differences of each question's best encoder, or of a named one, to the other rows.
 
     Rows without predictions beside them take no part, nor do those with shuffled labels.
 
@@ -142,9 +142,10 @@ def paired(
     found: list[Difference] = []
     for question, table in tables.items():
         table, kept = _alike(table, results.predictions)
-        leader = 0 if against is None else next((i for i, row in enumerate(table) if row.encoder == against), None)
-        if len(table) < 2 or leader is None:
+        leaders = [i for i, row in enumerate(table) if (row.encoder == against if against else not row.is_control)]
+        if len(table) < 2 or (against and not leaders):
             continue
+        leader = leaders[0] if leaders else 0
         if every_pair:
             pairs = [(a, b) for a in range(len(table)) for b in range(a + 1, len(table))]
         else:

@@ -187,7 +187,7 @@ def controls(
     if unknown:
         raise UsageError(f"--control-col {unknown[0]}: no such column; there are: {', '.join(samples.columns)}")
     y = shuffled(question.target.y, question.groups, wish.seed)
-    meaningless = replace(question, target=replace(question.target, y=y), taught=y)
+    meaningless = replace(question, target=replace(question.target, y=y), taught=y, subgroups={})
     found = [(replace(features, encoder=SHUFFLED, view=f"{features.encoder} {features.view}"), meaningless)]
     looks = store.appearance()[features.rows]
     found.append((Features.of_known(APPEARANCE, "height, width, mean, contrast", looks), question))

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.decomposition import PCA
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from medprobe.errors import DataError, UsageError
 from medprobe.probe.families import Family
@@ -20,6 +17,7 @@ from medprobe.probe.targets import Floats, Fold
 
 _FOLDS_FOR_ERROR = 3
 _SIMPLER = 2  # a decade of the logistic probe's C
+_BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -78,8 +76,7 @@ def fit_part(
                 name, settings, best = view, found, score
     estimator = family.build(settings, seed)
     if pca is not None:
-        shape = (len(fitted_rows), views[name].shape[1])
-        estimator = make_pipeline(StandardScaler(), _pca(pca, shape, seed), estimator)
+        estimator = _projection(pca, (len(fitted_rows), views[name].shape[1]), seed, estimator)
     estimator.fit(views[name][fitted_rows], y[fitted_rows])
     return Fitted(estimator, name, {"view": name, **settings} if len(views) > 1 else settings)
 
@@ -132,23 +129,32 @@ def _best(
 def _prepared(X: Floats, fitted_on: slice, standardised: bool, pca: float | None, seed: int) -> Floats:
     """Return features as the probe will see them, with means, variances and components of some of the rows."""
     if pca is not None:
-        projection = make_pipeline(StandardScaler(), _pca(pca, X[fitted_on].shape, seed)).fit(X[fitted_on])
+        projection = _projection(pca, X[fitted_on].shape, seed).fit(X[fitted_on])
         X = projection.transform(X).astype(X.dtype)
     if not standardised:
         return X
-    mean = X[fitted_on].mean(axis=0, dtype=np.float64)
-    scale = X[fitted_on].std(axis=0, dtype=np.float64)
+    some = X[fitted_on]
+    mean = some.mean(axis=0, dtype=np.float64)
+    squares = np.zeros(X.shape[1])
+    for start in range(0, len(some), _BLOCK_ROWS):  # numpy's own std copies everything to float64
+        squares += np.square(some[start : start + _BLOCK_ROWS] - mean.astype(X.dtype)).sum(axis=0, dtype=np.float64)
+    scale = np.sqrt(squares / len(some))
     scale[scale <= 1e-7 * np.maximum(np.abs(mean), 1e-7)] = 1.0
     scaled: Floats = (X - mean.astype(X.dtype)) / scale.astype(X.dtype)
     return scaled
 
 
-def _pca(pca: float, shape: tuple[int, ...], seed: int) -> PCA:
-    """Return the decomposition of rows of that shape: no more components than there are rows."""
+def _projection(pca: float, shape: tuple[int, ...], seed: int, *then: Any) -> Any:
+    """Return principal components of standardised rows of that shape, no more than there are rows, and what follows them."""
+    from sklearn.decomposition import PCA  # slow to import, and seldom asked for
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     n, width = shape
     if not (0 < pca < 1 or (pca >= 1 and float(pca).is_integer() and pca <= width)):
         raise UsageError(f"--pca {pca:g}: a share of the variance below 1, or a number of components up to {width}")
-    return PCA(pca if pca < 1 else min(int(pca), n), random_state=seed)
+    components = PCA(pca if pca < 1 else min(int(pca), n), random_state=seed)
+    return make_pipeline(StandardScaler(), components, *then)
 
 
 def _clean(proba: Floats) -> Floats:

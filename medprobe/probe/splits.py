@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from medprobe.errors import DataError, UsageError
 from medprobe.manifest import SPLIT_NAMES
@@ -132,6 +131,9 @@ def folds(
         UsageError: Fewer than two folds, or more folds than groups.
 
     """
+    # A given split needs none of them, and they are slow to import.
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
     available = n_groups(groups, len(y))
     if not 2 <= n_folds <= available:
         unit = "images" if groups is None else "groups"
