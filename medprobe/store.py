@@ -218,6 +218,18 @@ class FeatureStore:
         values = self._array(f"features/{view}")
         return values.astype(dtype, copy=False) if mask.all() else values[mask].astype(dtype, copy=False)
 
+    def feature_blocks(self, view: str | None = None) -> StoredBlocks:
+        """Return a view to be read block by block, for features that are larger than memory.
+
+        Raises:
+            DataError: As :meth:`features`; a damaged chunk when it is read.
+
+        """
+        view = self.plan.default_view if view is None else view
+        if view not in self.views:
+            raise DataError(f"{self.path.name}: no view '{view}'; it has {', '.join(self.views)}")
+        return StoredBlocks(self, view)
+
     def image_digests(self) -> np.ndarray:
         """Return the digest of each sample's image, uint8 (len(samples), 16): equal for equal files."""
         digests: np.ndarray = self._array(DIGEST_ARRAY)[self.mask]
@@ -324,6 +336,21 @@ class FeatureStore:
             if hashlib.sha256(data).hexdigest() == wanted.get("sha256")
             else "chunk file has changed (SHA-256 differs)"
         )
+
+
+class StoredBlocks:
+    """A view of a store, block by block; ``shape`` is that of the whole."""
+
+    def __init__(self, store: FeatureStore, view: str) -> None:
+        self._store, self._view, self._mask = store, view, store.mask
+        self.shape = int(self._mask.sum()), store.views[view]
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield the features of each block in turn, float32 (rows with features, width)."""
+        for index in sorted(self._store.commits):
+            rows = self._store.plan.block(index)
+            values = self._store._array(f"features/{self._view}", rows)
+            yield values[self._mask[rows]].astype(np.float32, copy=False)
 
 
 def open_store(path: str | os.PathLike[str], *, partial: bool = False) -> FeatureStore:

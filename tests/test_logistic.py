@@ -2,20 +2,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
+from conftest import make_store
 from scipy.linalg import helmert
 from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from medprobe.errors import DataError
 from medprobe.probe._curvature import CurvatureModel, class_moments
 from medprobe.probe.logistic import DEFAULT_CS, LogisticProbe, LogisticProbeCV, sweep_logistic
 from medprobe.probe.solver import Spectrum, solve_path
@@ -415,3 +419,118 @@ def test_importing_the_probe_leaves_torch_alone():
 @parametrize_with_checks([LogisticProbe(), LogisticProbeCV()])
 def test_sklearn_conventions(estimator, check):
     check(estimator)
+
+
+def labels_with_gaps() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(300, 9))
+    Y = (X[:, :3] + rng.normal(size=(300, 3)) > 0).astype(float)
+    Y[rng.random((300, 3)) < 0.2] = np.nan
+    return X, Y
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+def test_each_of_several_labels_is_fitted_to_the_rows_that_have_it(class_weight):
+    X, Y = labels_with_gaps()
+    weight = np.random.default_rng(0).random(300) + 0.5
+    probe = LogisticProbe(C=0.3, class_weight=class_weight, standardize=False).fit(X, Y, sample_weight=weight)
+    assert probe.predict_proba(X).shape == probe.decision_function(X).shape == (300, 3)
+    assert set(np.unique(probe.predict(X))) == {0, 1}
+    for label in range(3):
+        rows = ~np.isnan(Y[:, label])
+        theirs = LogisticRegression(C=0.3, class_weight=class_weight, max_iter=10_000, tol=1e-10)
+        if class_weight == "balanced":  # scikit-learn counts rows, not their weights
+            each = np.bincount(Y[rows, label].astype(int), weight[rows])
+            theirs.set_params(class_weight={k: each.sum() / (2 * each[k]) for k in (0, 1)})
+        theirs.fit(X[rows], Y[rows, label], sample_weight=weight[rows])
+        np.testing.assert_allclose(probe.coef_[label], theirs.coef_[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(probe.intercept_[label], theirs.intercept_[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_label_of_one_value_has_that_as_its_probability():
+    X, Y = labels_with_gaps()
+    Y = np.column_stack([Y, np.where(np.isnan(Y[:, 0]), np.nan, 1.0), np.zeros(300), np.full(300, np.nan)])
+    probe = LogisticProbe().fit(X, Y)
+    np.testing.assert_array_equal(probe.predict_proba(X)[:, 3:], np.tile([1.0, 0.0, 0.5], (300, 1)))
+    np.testing.assert_allclose(probe.predict_proba(X)[:, :3], LogisticProbe().fit(X, Y[:, :3]).predict_proba(X))
+    constant = LogisticProbe().fit(X, Y[:, 3:])
+    np.testing.assert_array_equal(constant.predict_proba(X[:1]), [[1.0, 0.0, 0.5]])
+
+
+def test_several_labels_share_the_c_that_predicts_held_out_labels_best():
+    X, Y = labels_with_gaps()
+    Cs = [1e-4, 1e-2, 1.0]
+    probe = LogisticProbeCV(Cs=Cs, cv=4).fit(X, Y)
+    likely = np.zeros((4, 3))
+    for f, (train, rows) in enumerate(KFold(4).split(X)):
+        for i, C in enumerate(Cs):
+            p = LogisticProbe(C=C).fit(X[train], Y[train]).predict_proba(X[rows])
+            likely[f, i] = np.nansum(np.log(np.where(Y[rows] == 1, p, 1 - p)) + 0 * Y[rows]) / len(rows)
+    np.testing.assert_allclose(probe.scores_, likely, rtol=1e-6)
+    assert Cs[int(likely.mean(axis=0).argmax())] == probe.C_
+    groups = np.arange(300) // 5
+    LogisticProbeCV(Cs=Cs, cv=4).fit(X, Y, groups=groups)
+
+
+class Blocks:
+    """Features that nobody holds as a whole."""
+
+    def __init__(self, n: int, D: int = 64, rows: int = 1000, bad: int | None = None) -> None:
+        self.shape, self.rows, self.bad = (n, D), rows, bad
+
+    def blocks(self):
+        for start in range(0, self.shape[0], self.rows):
+            size = min(self.rows, self.shape[0] - start)
+            block = np.random.default_rng(start).normal(size=(size, self.shape[1])).astype(np.float32) + 1
+            if self.bad is not None and start <= self.bad < start + size:
+                block[self.bad - start, 3] = np.nan
+            yield block
+
+    def target(self) -> np.ndarray:
+        return np.concatenate([(block[:, 0] - block[:, 1] > 0.3) for block in self.blocks()]).astype(int)
+
+
+def test_features_read_in_blocks_give_the_same_model():
+    source = Blocks(9500)
+    y, X = source.target(), np.concatenate(list(source.blocks()))
+    whole, spooled = LogisticProbe(C=0.01).fit(X, y), LogisticProbe(C=0.01).fit(source, y)
+    np.testing.assert_array_equal(spooled.coef_, whole.coef_)
+    np.testing.assert_allclose(spooled.predict_proba(source), whole.predict_proba(X), atol=1e-12)
+    assert spooled.n_features_in_ == 64
+    with pytest.raises(ValueError, match="NaN or infinity in rows 2000 to 3000"):
+        LogisticProbe().fit(Blocks(9500, bad=2500), y)
+    with pytest.raises(ValueError, match="X has 9500 rows, y has 9"):
+        LogisticProbe().fit(source, y[:9])
+
+
+def test_memory_does_not_grow_with_features_read_in_blocks():
+    """Their bytes stay in files that the system pages in and out: 26 and 102 MB of features."""
+
+    def peak(n: int) -> int:
+        source = Blocks(n)
+        y = source.target()
+        tracemalloc.start()
+        LogisticProbe(C=1e-3, max_iter=3, tol=1e-2).fit(source, y)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found - 200 * n  # what is kept of each row: weights, targets, order
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        small, large = peak(100_000), peak(400_000)
+    assert large < small + 10e6
+
+
+def test_a_store_hands_out_its_features_in_blocks(tmp_path):
+    X, Y = labels_with_gaps()
+    samples = pd.DataFrame({"label": (Y[:, 0] == 1).astype(int)})
+    store = make_store(tmp_path / "s.zarr", X.astype(np.float32), samples)
+    source = store.feature_blocks()
+    assert source.shape == (300, 9)
+    parts = list(source.blocks())
+    assert len(parts) == 5
+    np.testing.assert_array_equal(np.concatenate(parts), store.features())
+    y = samples["label"].to_numpy()
+    np.testing.assert_allclose(LogisticProbe().fit(source, y).coef_, LogisticProbe().fit(store.features(), y).coef_)
+    with pytest.raises(DataError, match="no view 'mean'"):
+        store.feature_blocks("mean")

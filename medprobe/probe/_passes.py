@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from medprobe.probe._curvature import class_moments
+from medprobe.probe.spool import scratch
 
 Floats = NDArray[np.floating[Any]]
 
@@ -290,7 +291,8 @@ def _ordered_copy(
     as_is = not center.any() and bool((scale == 1).all())
     if whole and as_is and dtype == X.dtype and X.flags.c_contiguous:
         return X
-    out = np.empty((order.size, X.shape[1]), dtype=dtype)
+    make = scratch if isinstance(X, np.memmap) else np.empty
+    out: Floats = make((order.size, X.shape[1]), dtype)
 
     def copy(start: int) -> None:
         rows = slice(start, start + _COPY_ROWS)

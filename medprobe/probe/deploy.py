@@ -109,8 +109,10 @@ def predict(
         return _predict(saved, [item if isinstance(item, FeatureStore) else open_store(item) for item in several])
     if len(several) > 1:
         raise UsageError("predict takes stores, or one folder or table of images")
+    images = several[0]
+    assert not isinstance(images, FeatureStore)
     with tempfile.TemporaryDirectory(prefix="medprobe-") as folder:
-        return _predict(saved, _embedded(saved, Path(os.fspath(several[0])), Path(folder), weights, device))
+        return _predict(saved, _embedded(saved, Path(images), Path(folder), weights, device))
 
 
 def _predict(saved: SavedProbe, stores: Sequence[FeatureStore]) -> pd.DataFrame:

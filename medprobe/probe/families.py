@@ -82,7 +82,9 @@ def _swept_penalties(X: Floats, Y: np.ndarray, folds: Sequence[Fold], Cs: Sequen
 
 
 def _build_logistic(settings: Mapping[str, Any], seed: int) -> Any:
-    return _LabelwiseLogistic(settings)
+    from medprobe.probe.logistic import LogisticProbe
+
+    return LogisticProbe(**settings)
 
 
 def logistic_family(name: str, Cs: np.ndarray, *, n_folds: int) -> Family:
@@ -92,40 +94,9 @@ def logistic_family(name: str, Cs: np.ndarray, *, n_folds: int) -> Family:
         return _swept_penalties(X, Y, folds, Cs.tolist(), n_classes)
 
     def build(settings: Mapping[str, Any], seed: int) -> Any:
-        return _LabelwiseLogistic({**settings, "standardize": False})
+        return _build_logistic({**settings, "standardize": False}, seed)
 
     return Family(name, sweep, build, inner_folds=1, n_folds=n_folds, few={"C": 1.0}, standardised=False)
-
-
-class _LabelwiseLogistic:
-    """Logistic regression of classes, or of each label on the rows that have it."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = settings
-
-    def fit(self, X: Floats, y: np.ndarray) -> _LabelwiseLogistic:
-        from medprobe.probe.logistic import LogisticProbe
-
-        self.multilabel = y.ndim == 2
-        columns = y.T if self.multilabel else [y]
-        self.fits: list[Any] = []
-        for column in columns:
-            rows = ~np.isnan(column)
-            found = np.unique(column[rows])
-            # A label that is always the same in training has that as its probability.
-            several = len(found) > 1
-            self.fits.append(LogisticProbe(**self.settings).fit(X[rows], column[rows]) if several else found)
-        self.classes_ = np.arange(len(columns)) if self.multilabel else self.fits[0].classes_
-        return self
-
-    def predict_proba(self, X: Floats) -> Floats:
-        if not self.multilabel:
-            proba: Floats = self.fits[0].predict_proba(X)
-            return proba
-        constant = [np.full(len(X), f[0] if len(f) else 0.5) if isinstance(f, np.ndarray) else None for f in self.fits]
-        return np.stack(
-            [f.predict_proba(X)[:, 1] if c is None else c for f, c in zip(self.fits, constant, strict=True)], axis=1
-        )
 
 
 def _sweep_knn(X: Floats, Y: np.ndarray, folds: Sequence[Fold], n_classes: int, seed: int) -> Swept:

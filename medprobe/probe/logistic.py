@@ -12,15 +12,14 @@ from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import get_scorer
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, check_cv
+from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold, check_cv
 from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from medprobe.probe._passes import Floats, worker_threads
+from medprobe.probe._rows import class_weights, linear, standard_deviation
 from medprobe.probe.solver import PathSolution, Spectrum, solve_path
-
-Fold = tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]
+from medprobe.probe.spool import FeatureBlocks, spooled
+from medprobe.probe.targets import Floats, Fold, encode_targets
 
 DEFAULT_CS: tuple[float, ...] = tuple(np.logspace(-6, 2, 9).tolist())
 """Values of C for standardised features, one a decade.
@@ -34,7 +33,7 @@ Half decades move a validation score by less than its standard error.
 # Data with fewer entries are solved to the last digit in float64: it takes milliseconds.
 _SMALL = 2**16
 _TOL, _TOL_SMALL = 1e-6, 1e-18
-_BLOCK_ROWS = 4096
+_TINY = np.finfo(np.float64).tiny
 
 
 def sweep_logistic(
@@ -66,7 +65,7 @@ def sweep_logistic(
     for weight, (train, _) in zip(weights, folds, strict=True):
         weight[:, train] = 1
         for row, codes in zip(weight, labels, strict=True):
-            row *= _class_weights(codes, class_weight, n_classes, row)
+            row *= class_weights(codes, class_weight, n_classes, row)
     path = solve_path(
         X,
         Y,
@@ -82,7 +81,7 @@ def sweep_logistic(
     by_fold = []
     for fold, (_, validation) in enumerate(folds):
         coef = path.coef[fold].reshape(-1, X.shape[1]).astype(X.dtype)
-        logits = _linear(X, coef, path.intercept[fold].ravel(), validation)
+        logits = linear(X, coef, path.intercept[fold].ravel(), validation)
         logits = logits.reshape(len(validation), len(Cs), -1)
         by_fold.append(expit(logits) if Y.ndim == 2 else _probabilities(logits))
     return [[probabilities[:, i] for probabilities in by_fold] for i in range(len(Cs))]
@@ -99,34 +98,58 @@ class _LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     dtype: str
     tol: float | None
     max_iter: int
+    n_features_in_: int
+    _multilabel: bool
 
-    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Logits: (n,) of the second of two classes, (n, n_classes) otherwise."""
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+    def decision_function(self, X: ArrayLike | FeatureBlocks) -> NDArray[np.float64]:
+        """Logits: (n,) of the second of two classes, (n, n_classes) of more, (n, L) of labels."""
         check_is_fitted(self)
-        features = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        logits = _linear(features, self.coef_, self.intercept_)
+        parts = X.blocks() if isinstance(X, FeatureBlocks) else [X]
+        logits = np.concatenate(
+            [
+                linear(
+                    validate_data(self, part, dtype=[np.float64, np.float32], reset=False), self.coef_, self.intercept_
+                )
+                for part in parts
+            ]
+        )
         return logits[:, 0] if logits.shape[1] == 1 else logits
 
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Probabilities (n, n_classes), columns in the order of `classes_`."""
+    def predict_proba(self, X: ArrayLike | FeatureBlocks) -> NDArray[np.float64]:
+        """Probabilities (n, n_classes), columns in the order of `classes_`, or (n, L) of each label."""
         logits = self.decision_function(X)
+        if self._multilabel:
+            return np.asarray(expit(logits))
         return _probabilities(logits.reshape(logits.shape[0], -1))
 
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """The most probable class of each row, (n,)."""
+    def predict(self, X: ArrayLike | FeatureBlocks) -> NDArray[Any]:
+        """The most probable class of each row, (n,), or 0 or 1 for each label, (n, L)."""
         logits = self.decision_function(X)
+        if self._multilabel:
+            return (logits > 0).astype(np.int64)
         best = (logits > 0).astype(int) if logits.ndim == 1 else logits.argmax(axis=1)
         labels: NDArray[Any] = self.classes_[best]
         return labels
 
-    def _validated(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None) -> Any:
-        """X, class codes and weights; sets `classes_`."""
+    def _validated(self, X: ArrayLike | FeatureBlocks, y: ArrayLike, sample_weight: ArrayLike | None) -> Any:
+        """X, class codes (n,) or labels (n, L), and weights; sets `classes_`."""
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
-        features, target = validate_data(self, X, y, dtype=[np.float64, np.float32])
-        check_classification_targets(target)
-        self.classes_, codes = np.unique(target, return_inverse=True)
+        if isinstance(X, FeatureBlocks):
+            features = spooled(X)
+            self.n_features_in_ = features.shape[1]
+        else:
+            features = validate_data(self, X, dtype=[np.float64, np.float32])
+        self.classes_, codes = encode_targets(y, len(features))
+        self._multilabel = codes.ndim == 2
         weights = _check_sample_weight(sample_weight, features, dtype=np.float64, ensure_non_negative=True)
+        if self._multilabel:
+            return features, codes, weights
         seen = self.classes_[np.bincount(codes, weights) > 0]
         if seen.size < 2:
             raise ValueError(
@@ -135,22 +158,25 @@ class _LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         return features, codes, weights
 
-    def _solve(self, X: Floats, codes: NDArray[np.intp], weights: Floats, Cs: Sequence[float] | Floats) -> PathSolution:
+    def _solve(self, X: Floats, codes: NDArray[Any], weights: Floats, Cs: Sequence[float] | Floats) -> PathSolution:
         """Solutions for every row of `weights` (F, n) and every C; warns of those that are unfinished."""
         class_weight = self.class_weight
-        if isinstance(class_weight, dict):
+        n_classes = 2 if codes.ndim == 2 else self.classes_.size
+        if isinstance(class_weight, dict) and codes.ndim == 1:
             known = compute_class_weight(class_weight, classes=self.classes_, y=self.classes_[codes])
             class_weight = dict(enumerate(known))
-        n_classes = self.classes_.size
-        weighted = weights * np.stack([_class_weights(codes, class_weight, n_classes, row) for row in weights])
+        labels = codes.reshape(len(codes), -1).T
+        weighted = np.array(
+            [[row * class_weights(label, class_weight, n_classes, row) for label in labels] for row in weights]
+        )
         small = X.size < _SMALL
         path = solve_path(
             X,
             codes,
             Cs,
             n_classes=n_classes,
-            sample_weight=weighted,
-            scales=np.stack([_standard_deviation(X, row) for row in weights]) if self.standardize else None,
+            sample_weight=weighted if codes.ndim == 2 else weighted[:, 0],
+            scales=np.stack([standard_deviation(X, row) for row in weights]) if self.standardize else None,
             dtype="float64" if small else self.dtype,
             tol=(_TOL_SMALL if small else _TOL) if self.tol is None else self.tol,
             max_iter=self.max_iter,
@@ -161,14 +187,33 @@ class _LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _keep(self, path: PathSolution) -> None:
         """Take the one solution in `path` as the fitted model."""
         self.coef_, self.intercept_ = path.coef[0, 0], path.intercept[0, 0]
-        self.objective_, self.grad_norm_ = float(path.objective[0, 0]), float(path.grad_norm[0, 0])
-        self.n_iter_ = np.array([path.n_iter[0, 0]])
+        self.objective_, self.grad_norm_ = path.objective[0, 0], path.grad_norm[0, 0]
+        self.n_iter_ = np.atleast_1d(path.n_iter[0, 0])
+
+    def _fit(self, X: Floats, codes: NDArray[Any], weights: Floats, C: float) -> None:
+        """Fit the model to all rows. A label of one value has that as its probability, one without values a half."""
+        if not self._multilabel:
+            self._keep(self._solve(X, codes, weights[None], [C]))
+            return
+        present = np.where(weights[:, None] > 0, codes, np.nan)
+        positive, negative = (present == 1).any(axis=0), (present == 0).any(axis=0)
+        varies = positive & negative
+        if varies.any():
+            self._keep(self._solve(X, codes[:, varies], weights[None], [C]))
+        else:
+            self.coef_, self.intercept_ = np.zeros((0, X.shape[1])), np.zeros(0)
+            self.objective_ = self.grad_norm_ = np.zeros(0)
+            self.n_iter_ = np.zeros(0, dtype=np.intp)
+        coef, intercept = np.zeros((codes.shape[1], X.shape[1])), np.zeros(codes.shape[1])
+        intercept[positive & ~negative], intercept[negative & ~positive] = np.inf, -np.inf
+        coef[varies], intercept[varies] = self.coef_, self.intercept_
+        self.coef_, self.intercept_ = coef, intercept
 
 
 class LogisticProbe(_LinearProbe):
     """Logistic regression with scikit-learn's objective: C * sum_i s_i * loss_i + ||w||^2 / 2, intercept free.
 
-    Two classes give one logit, more a softmax.
+    Two classes give one logit, more a softmax; each of several labels one logit, on the rows that have the label.
 
     Parameters
     ----------
@@ -183,9 +228,10 @@ class LogisticProbe(_LinearProbe):
 
     Attributes
     ----------
-    coef_, intercept_ : (1 or n_classes, D) and (1 or n_classes,), float64.
-    classes_, n_features_in_ : the labels, sorted, and D.
-    objective_, grad_norm_, n_iter_ : of the fit; `n_iter_` is an array of one, as in scikit-learn.
+    coef_, intercept_ : (1, n_classes or L, D) and (1, n_classes or L,), float64.
+    classes_, n_features_in_ : the classes, sorted (of labels, their column numbers), and D.
+    objective_, grad_norm_, n_iter_ : of the fit, or of each label that has both values; `n_iter_` is an array, as in
+        scikit-learn.
     """
 
     def __init__(
@@ -204,12 +250,16 @@ class LogisticProbe(_LinearProbe):
         self.max_iter = max_iter
         self.standardize = standardize
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
-        """The fitted probe; X (n, D) dense and finite, y (n,) of at least two classes, or ValueError."""
+    def fit(self, X: ArrayLike | FeatureBlocks, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """The fitted probe; X (n, D) dense and finite, y (n,) of at least two classes or (n, L) of 0, 1 and NaN for missing.
+
+        X may be :class:`~medprobe.probe.spool.FeatureBlocks`, larger than memory: it is read once into a scratch file.
+        Another y is a ValueError. "balanced" class weights are those of each label by itself.
+        """
         if not self.C > 0:
             raise ValueError(f"C must be positive, got {self.C}.")
         features, codes, weights = self._validated(X, y, sample_weight)
-        self._keep(self._solve(features, codes, weights[None], [self.C]))
+        self._fit(features, codes, weights, self.C)
         return self
 
 
@@ -255,12 +305,12 @@ class LogisticProbeCV(_LinearProbe):
 
     def fit(
         self,
-        X: ArrayLike,
+        X: ArrayLike | FeatureBlocks,
         y: ArrayLike,
         sample_weight: ArrayLike | None = None,
         groups: ArrayLike | None = None,
     ) -> Self:
-        """The fitted probe; X (n, D) dense and finite, y (n,) of at least two classes, or ValueError.
+        """The fitted probe; X and y as in `LogisticProbe`; several labels share one C.
 
         `groups` (n,) is handed to the splitter, so that rows of one group (a patient) share a fold.
         """
@@ -269,7 +319,7 @@ class LogisticProbeCV(_LinearProbe):
         if self.Cs_.size == 0 or not (self.Cs_ > 0).all():
             raise ValueError(f"Cs must be positive numbers, got {self.Cs}.")
         folds = list(self._splitter(groups).split(features, codes, groups))
-        fold_weights = np.zeros((len(folds), codes.size))
+        fold_weights = np.zeros((len(folds), len(codes)))
         for row, (train, _) in zip(fold_weights, folds, strict=True):
             row[train] = weights[train]
         path = self._solve(features, codes, fold_weights, self.Cs_)
@@ -278,10 +328,12 @@ class LogisticProbeCV(_LinearProbe):
             [self._scores(path, f, features, codes, rows, scored_weight) for f, (_, rows) in enumerate(folds)]
         )
         self.C_ = float(self.Cs_[self.scores_.mean(axis=0).argmax()])
-        self._keep(self._solve(features, codes, weights[None], [self.C_]))
+        self._fit(features, codes, weights, self.C_)
         return self
 
     def _splitter(self, groups: ArrayLike | None) -> Any:
+        if isinstance(self.cv, int) and self._multilabel:
+            return KFold(self.cv) if groups is None else GroupKFold(self.cv)
         if isinstance(self.cv, int):
             return StratifiedKFold(self.cv) if groups is None else StratifiedGroupKFold(self.cv)
         return check_cv(self.cv)
@@ -291,7 +343,7 @@ class LogisticProbeCV(_LinearProbe):
         path: PathSolution,
         fold: int,
         X: Floats,
-        codes: NDArray[np.intp],
+        codes: NDArray[Any],
         rows: NDArray[np.intp],
         weights: Floats | None,
     ) -> list[float]:
@@ -300,68 +352,21 @@ class LogisticProbeCV(_LinearProbe):
         scores = []
         for coef, intercept in zip(path.coef[fold], path.intercept[fold], strict=True):
             if self.scoring is None:
-                p = _probabilities(_linear(X, coef, intercept, rows))
-                likely = np.log(np.maximum(p[np.arange(rows.size), codes[rows]], np.finfo(np.float64).tiny))
+                logits = linear(X, coef, intercept, rows)
+                if self._multilabel:
+                    losses = np.logaddexp(0, (1 - 2 * np.nan_to_num(codes[rows])) * logits)
+                    likely = -np.where(np.isnan(codes[rows]), 0, losses).sum(axis=1)
+                else:
+                    likely = np.log(_probabilities(logits)[np.arange(rows.size), codes[rows]].clip(_TINY))
                 scores.append(float(np.average(likely, weights=kept)))
                 continue
             model = LogisticProbe()
             model.classes_, model.coef_, model.intercept_ = self.classes_, coef, intercept
-            model.n_features_in_ = X.shape[1]
+            model.n_features_in_, model._multilabel = X.shape[1], self._multilabel
+            truth = codes[rows] if self._multilabel else self.classes_[codes[rows]]
             options = {} if kept is None else {"sample_weight": kept}
-            scores.append(get_scorer(self.scoring)(model, X[rows], self.classes_[codes[rows]], **options))
+            scores.append(get_scorer(self.scoring)(model, X[rows], truth, **options))
         return scores
-
-
-def _class_weights(
-    codes: NDArray[Any], class_weight: dict[int, float] | str | None, n_classes: int, weights: Floats
-) -> Floats:
-    """Weight of each row (n,) for its class; "balanced" as in scikit-learn, by the classes that have weight."""
-    if class_weight is None:
-        return np.ones(codes.size)
-    known = np.isfinite(codes)
-    safe = np.where(known, codes, 0).astype(np.intp)
-    if isinstance(class_weight, dict):
-        by_class = np.array([class_weight.get(code, 1.0) for code in range(n_classes)])
-    elif class_weight == "balanced":
-        counts = np.bincount(safe, weights * known, n_classes)
-        by_class = np.divide(counts.sum(), (counts > 0).sum() * counts, out=np.zeros(n_classes), where=counts > 0)
-    else:
-        raise ValueError(f'class_weight must be "balanced", a dict or None, got {class_weight!r}.')
-    return by_class[safe]
-
-
-def _standard_deviation(X: Floats, weights: Floats) -> NDArray[np.float64]:
-    """Weighted standard deviation of each column (D,) in float64, 1 for constant ones."""
-    rows = np.flatnonzero(weights)
-    # Moments about a row: those about zero would cancel where means are far above the spread.
-    origin = X[rows[0]]
-
-    def moments(start: int) -> Floats:
-        block = rows[start : start + _BLOCK_ROWS]
-        away = X[block] - origin
-        weight = weights[block].astype(X.dtype)
-        return np.stack([weight @ away, weight @ np.square(away)]).astype(np.float64)
-
-    with worker_threads() as pool:
-        mean, square = sum(pool.map(moments, range(0, rows.size, _BLOCK_ROWS)), np.zeros((2, X.shape[1])))
-    total = weights[rows].sum()
-    variance = square / total - np.square(mean / total)
-    # What rounding alone leaves of a constant column.
-    rounding = rows.size * np.finfo(np.float64).eps * np.abs(mean / total + origin)
-    return np.sqrt(np.where(variance <= rounding**2, 1.0, variance))
-
-
-def _linear(
-    X: Floats, coef: Floats, intercept: Floats, rows: NDArray[np.integer[Any]] | None = None
-) -> NDArray[np.float64]:
-    """X @ coef.T + intercept of all or some rows; float64 `coef` keeps raw features with large means exact."""
-    n = X.shape[0] if rows is None else len(rows)
-    out = np.empty((n, coef.shape[0]))
-    for start in range(0, n, _BLOCK_ROWS):
-        part = slice(start, start + _BLOCK_ROWS)
-        block = X[part] if rows is None else X[rows[part]]
-        out[part] = block @ coef.T + intercept
-    return out
 
 
 def _probabilities(logits: Floats) -> NDArray[np.float64]:

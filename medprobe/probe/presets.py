@@ -77,20 +77,24 @@ def _build_raw_knn(settings: Mapping[str, Any], seed: int) -> Any:
     return KNNProbe(**settings, standardize=False)
 
 
-def _linear_family(name: str, **recipe: Any) -> Family:
-    """Return a linear layer trained by AdamW on features as they are; the epoch is chosen on validation rows."""
+def _linear_family(name: str, *, by_loss: bool, **recipe: Any) -> Family:
+    """Return a linear layer trained by AdamW on features as they are.
+
+    The epoch is chosen on validation rows like any other setting: by the metric, or before that by the loss.
+    """
 
     def sweep(X: Floats, Y: np.ndarray, folds: Sequence[Fold], n_classes: int, seed: int) -> Swept:
         from medprobe.probe.linear import Recipe, train_linear
 
         ((train, val),) = folds
-        fit, proba = train_linear(X[train], Y[train], X[val], Y[val], Recipe(**recipe), n_classes=n_classes, seed=seed)
-        return [({"stop_epoch": fit.epoch}, [proba])]
+        epochs = train_linear(X[train], Y[train], X[val], Y[val], Recipe(**recipe), n_classes=n_classes, seed=seed)
+        swept: Swept = [({"stop_epoch": i}, [epoch.proba]) for i, epoch in enumerate(epochs, 1)]
+        return [swept[int(np.argmin([epoch.loss for epoch in epochs]))]] if by_loss else swept
 
     def build(settings: Mapping[str, Any], seed: int) -> Any:
         from medprobe.probe.linear import LinearProbe
 
-        trained = {key: value for key, value in recipe.items() if key not in {"best", "patience"}}
+        trained = {key: value for key, value in recipe.items() if key != "patience"}
         return LinearProbe(**trained, **settings, random_state=seed)
 
     return Family(name, sweep, build, inner_folds=1, refit=False, standardised=False)
@@ -105,8 +109,8 @@ PRESETS: Mapping[str, Preset] = {
             "huix2024",
             (
                 _linear_family(
-                    "linear@huix2024", lr=1e-4, weight_decay=1e-5, batch_size=64, epochs=100, warmup_epochs=5,
-                    best="metric", clip=1.0,
+                    "linear@huix2024", by_loss=False, lr=1e-4, weight_decay=1e-5, batch_size=64, epochs=100,
+                    warmup_epochs=5, clip=1.0,
                 ),
                 _knn_family("knn@huix2024", (200,), 0.1, n_folds=5),
             ),
@@ -119,8 +123,8 @@ PRESETS: Mapping[str, Preset] = {
             "medmnist-plus",
             (
                 _linear_family(
-                    "linear@medmnist-plus", lr=1e-4, weight_decay=1e-2, batch_size=64, epochs=100, schedule="cosine",
-                    patience=5, best="loss", decay_bias=True,
+                    "linear@medmnist-plus", by_loss=True, lr=1e-4, weight_decay=1e-2, batch_size=64, epochs=100,
+                    schedule="cosine", patience=5, decay_bias=True,
                 ),
                 Family(
                     "knn@medmnist-plus", None, _build_raw_knn, refit=False, standardised=False,

@@ -232,7 +232,8 @@ def _rows(trial: Trial, proba: Floats, settings: _Settings) -> Iterator[Row]:
     asked = [("", np.arange(len(test)))]
     for column, names in question.subgroups.items():
         asked += [(f"{column} = {name}", np.flatnonzero(names[test] == name)) for name in sorted({*names[test]} - {""})]
-    n_train = round(float(np.mean([len(part.fitted) for split in question.splits for part in split.parts])))
+    learned = [part.fitted if trial.family.refit else part.train for split in question.splits for part in split.parts]
+    n_train = round(float(np.mean([len(rows) for rows in learned])))
     for subgroup, some in asked:
         scorers = [Scorer(question.target.task, question.target.y[test[some]], draw[some]) for draw in proba]
         groups = None if question.groups is None else question.groups[test[some]]
