@@ -205,7 +205,7 @@ class FeatureStore:
         return pd.DataFrame(records, columns=["id", "row", "stage", "reason"])
 
     def features(self, view: str | None = None, dtype: Any = np.float32) -> np.ndarray:
-        """Return a view (the default one unless named) of shape (len(samples), width), finite.
+        """Return a view (the default one unless named) of shape (len(samples), width), finite; dtype None is the stored one.
 
         Raises:
             DataError: No such view, an incomplete store (unless opened with ``partial``), or a damaged chunk.
@@ -216,7 +216,8 @@ class FeatureStore:
             raise DataError(f"{self.path.name}: no view '{view}'; it has {', '.join(self.views)}")
         mask = self.mask
         values = self._array(f"features/{view}")
-        return values.astype(dtype, copy=False) if mask.all() else values[mask].astype(dtype, copy=False)
+        values = values if mask.all() else values[mask]
+        return values if dtype is None else values.astype(dtype, copy=False)
 
     def feature_blocks(self, view: str | None = None) -> StoredBlocks:
         """Return a view to be read block by block, for features that are larger than memory.

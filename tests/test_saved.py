@@ -42,6 +42,7 @@ PROBES: dict[str, Any] = {
     "pca": _projection(3, (120, 7), 0, RidgeProbe()),
     "mlp": None,
     "linear": None,
+    "attentive": None,
 }
 
 
@@ -51,6 +52,11 @@ def fitted(name: str, target: str) -> Any:
         from medprobe.probe.mlp import MLPProbe
 
         return MLPProbe(hidden=(4,), max_epochs=2, n_seeds=2).fit(X, TARGETS[target])
+    if name == "attentive":
+        pytest.importorskip("torch")
+        from medprobe.probe.attentive import AttentiveProbe
+
+        return AttentiveProbe(n_tokens=7, epochs=2).fit(X, TARGETS[target])
     if name == "linear":
         pytest.importorskip("torch")
         from medprobe.probe.linear import LinearProbe

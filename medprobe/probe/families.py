@@ -63,7 +63,7 @@ def family(name: str) -> Family:
 
     """
     if name not in FAMILIES:
-        raise UsageError(f"--probe {name}: one of {', '.join(FAMILIES)}")
+        raise UsageError(f"--probe {name}: one of {', '.join(FAMILIES)}, {ATTENTIVE}")
     return FAMILIES[name]
 
 
@@ -156,6 +156,24 @@ def _build_mlp(settings: Mapping[str, Any], seed: int) -> Any:
     return MLPProbe(**chosen, max_epochs=settings["epochs"], early_stopping=False, random_state=seed)
 
 
+def attentive_family(n_tokens: int) -> Family:
+    """Return the attentive probe of images of so many tokens."""
+
+    def sweep(X: Floats, Y: np.ndarray, folds: Sequence[Fold], n_classes: int, seed: int) -> Swept:
+        from medprobe.probe.attentive import sweep_attentive
+
+        return sweep_attentive(X, Y, folds, n_classes=n_classes, n_tokens=n_tokens, seed=seed)
+
+    def build(settings: Mapping[str, Any], seed: int) -> Any:
+        from medprobe.probe.attentive import AttentiveProbe
+
+        return AttentiveProbe(**settings, random_state=seed)
+
+    few = {"n_tokens": n_tokens, "stop_epoch": 10}
+    return Family(ATTENTIVE, sweep, build, inner_folds=1, few=few, standardised=False)
+
+
+ATTENTIVE = "attentive"  # made for each store by the number of its tokens
 FAMILIES: Mapping[str, Family] = {
     "logreg": Family("logreg", _sweep_logistic, _build_logistic, ordered=True, few={"C": 0.01}),
     "knn": Family("knn", _sweep_knn, _build_knn, few={"k": 1}),

@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from medprobe.errors import UsageError
+from medprobe.probe._torch import import_torch, threads_for
 from medprobe.probe.targets import Floats, encode_targets
 
 Schedule = Literal["constant", "cosine"]
@@ -96,7 +96,8 @@ def train_linear(
         UsageError: torch is not installed.
 
     """
-    return _train(X, Y, recipe, n_classes, seed, device, validation=(X_val, Y_val))[2]
+    with threads_for(X.size):
+        return _train(X, Y, recipe, n_classes, seed, device, validation=(X_val, Y_val))[2]
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -177,9 +178,10 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.lr, self.weight_decay, self.batch_size, self.epochs, self.warmup_epochs, self.schedule,
             clip=self.clip, decay_bias=self.decay_bias,
         )  # fmt: skip
-        self.coef_, self.intercept_, _ = _train(
-            rows, Y, recipe, len(self.classes_), seed, self.device, stop=self.stop_epoch
-        )
+        with threads_for(rows.size):
+            self.coef_, self.intercept_, _ = _train(
+                rows, Y, recipe, len(self.classes_), seed, self.device, stop=self.stop_epoch
+            )
         return self
 
     def predict_proba(self, X: ArrayLike) -> Floats:
@@ -208,16 +210,13 @@ def _train(
     stop: int | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], list[Epoch]]:
     """Return weights (K, D), biases (K,) and, with validation rows, every epoch."""
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        raise UsageError("a linear layer by AdamW needs torch: pip install 'medprobe[torch]'") from error
+    torch = import_torch("a linear layer by AdamW")
 
-    def tensors(X: Floats, Y: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def tensors(X: Floats, Y: NDArray[Any]) -> tuple[Any, Any]:
         targets = torch.from_numpy(Y.astype(np.int64 if Y.ndim == 1 else np.float32))
         return torch.from_numpy(np.asarray(X, np.float32)).to(device), targets.to(device)
 
-    def loss_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def loss_of(logits: Any, targets: Any) -> Any:
         if targets.ndim == 1:
             return torch.nn.functional.cross_entropy(logits, targets)
         known = ~torch.isnan(targets)
@@ -250,7 +249,7 @@ def _train(
                 group["lr"] = float(rates[step])
             step += 1
             optimizer.zero_grad()
-            loss_of(rows[batch] @ weight.T + bias, targets[batch]).backward()  # type: ignore[no-untyped-call]
+            loss_of(rows[batch] @ weight.T + bias, targets[batch]).backward()
             if recipe.clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
             optimizer.step()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,17 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
-from medprobe.errors import UsageError
+from medprobe.probe._torch import import_torch, threads_for
 from medprobe.probe.targets import Floats
 
 if TYPE_CHECKING:
     import torch
 
 Precision = Literal["fp32", "bf16", "auto"]
-
-# Steps on fewer numbers than this are too short to share: threads wait for each other longer than they work, and many
-# times longer on a processor that has something else to do.
-_SMALL = 1 << 24
 
 _ROWS = 1024  # held-out rows that go through all networks at once
 
@@ -101,12 +96,12 @@ def train(
         UsageError: torch is not installed.
 
     """
-    torch = _torch()
+    torch = import_torch("the MLP probe")
     dtype = torch.bfloat16 if precision == "bf16" or (precision == "auto" and _fast_bf16(device)) else torch.float32
     data = _Data(X, Y, class_weight, device, dtype)
     held_out = None if validation is None else _Data(*validation, class_weight, device, dtype)
     trained: dict[int, Trained] = {}
-    with _threads(1 if X.size < _SMALL else None):
+    with threads_for(X.size):
         for hidden in dict.fromkeys(setting.hidden for setting in settings):
             members = [i for i, setting in enumerate(settings) if setting.hidden == hidden]
             stack = _Stack([settings[i] for i in members], data.X.shape[1], n_classes, device)
@@ -123,27 +118,6 @@ def train(
                 stack.keep_last(max_epochs)
             trained.update(zip(members, stack.trained(), strict=True))
     return [trained[i] for i in range(len(settings))]
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """Compute with that many threads, None for as many as there are, and put the number back."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise UsageError("the MLP probe needs PyTorch: pip install 'medprobe[torch]'") from error
-    return torch
 
 
 def _fast_bf16(device: str) -> bool:

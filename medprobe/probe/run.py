@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
+from medprobe.errors import UsageError
 from medprobe.predictions import Predictions
 from medprobe.probe.bootstrap import intervals
-from medprobe.probe.families import DEFAULT_FAMILIES, Family, family
-from medprobe.probe.features import Features, features_of
+from medprobe.probe.families import ATTENTIVE, DEFAULT_FAMILIES, Family, attentive_family, family
+from medprobe.probe.features import TOKENS, Features, features_of
 from medprobe.probe.leaks import near_duplicates
 from medprobe.probe.metrics import Scorer
 from medprobe.probe.presets import preset_of
@@ -96,7 +97,8 @@ def probe(
     Args:
         stores: Stores, or their paths.
         target: Column to predict; see :func:`~medprobe.probe.task.target_of`. The recorded label column by default.
-        probes: Any of ``logreg``, ``knn``, ``mlp``, ``ridge``, ``prototype``; the preset's, or the first three, by default.
+        probes: Any of ``logreg``, ``knn``, ``mlp``, ``ridge``, ``prototype``, ``attentive``; the preset's, or the first
+            three, by default.
         view: Name of the view; each encoder's default one unless given; ``auto`` chooses among all like a setting.
         metric: Primary metric; ``quadratic_kappa`` makes the target ordinal.
         group: Column of patients; the recorded one by default, ``"none"`` for no grouping.
@@ -139,7 +141,7 @@ def probe(
     if protocol is not None and not probes:
         families = list(protocol.families)
     else:
-        families = [family(name) for name in dict.fromkeys(probes or DEFAULT_FAMILIES)]
+        families = [family(name) for name in dict.fromkeys(probes or DEFAULT_FAMILIES) if name != ATTENTIVE]
     what_if = WhatIf(where, train_where, test_where, tuple(relabel), uncertain, label_noise)
     splitting = (split_col, n_folds, test_size, leave_out)
     wish = Wish(target, metric, group, *splitting, what_if, shots, repeats, subgroups, duplicates, seed)
@@ -157,6 +159,8 @@ def probe(
         question = replace(question, notes=question.notes + features.notes + near)
         asked = with_shots(question, wish)
         trials = [Trial(each, features, q) for q in asked for each in families]
+        if ATTENTIVE in probes:
+            trials += [Trial(*_attentive(store, features), q) for q in asked]
         if (controls or control_cols) and i == 0:
             known = control_trials(store, features, question, wish, control_cols)
             trials += [Trial(family("logreg"), f, q) for f, each in known for q in with_shots(each, wish)]
@@ -172,6 +176,23 @@ def probe(
 
                 save_trial(trial, fitted, rows, [store, *beside], Path(save_model), seed=seed, pca=pca)
     return results
+
+
+def _attentive(store: FeatureStore, features: Features) -> tuple[Family, Features]:
+    """Return the attentive probe of a store, and its patch tokens of the same rows."""
+    if TOKENS not in store.views:
+        raise UsageError(f"--probe {ATTENTIVE}: {store.path.name} holds no patch tokens (medprobe embed --tokens)")
+    kept = store.features(TOKENS, dtype=None)[features.rows]  # as they are stored: they are large
+    width = store.views["mean" if "mean" in store.views else store.plan.default_view]
+    tokens = replace(
+        features,
+        encoder=store.encoder,
+        view=TOKENS,
+        fingerprint=store.plan.fingerprint,
+        views={TOKENS: kept},
+        parts={TOKENS: (TOKENS,)},
+    )
+    return attentive_family(store.views[TOKENS] // width), tokens
 
 
 def _opened(store: AnyStore, partial: bool) -> FeatureStore:

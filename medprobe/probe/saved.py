@@ -32,6 +32,7 @@ _CLASSES: Mapping[str, str] = {
     "PrototypeProbe": "medprobe.probe.prototype",
     "RidgeProbe": "medprobe.probe.ridge",
     "Trained": "medprobe.probe.mlp_stack",
+    "_Layer": "medprobe.probe.attentive",
     "PCA": "sklearn.decomposition",
     "Pipeline": "sklearn.pipeline",
     "StandardScaler": "sklearn.preprocessing",
