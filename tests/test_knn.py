@@ -8,6 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.utils.estimator_checks import check_estimator
 
+from medprobe.errors import UsageError
 from medprobe.probe import knn, search
 from medprobe.probe.knn import KNNProbe, neighbours, sweep_knn, vote
 
@@ -325,3 +326,36 @@ def test_probe_refuses_targets():
 @pytest.mark.parametrize("probe", [KNNProbe(), KNNProbe(metric="euclidean", standardize=False)], ids=str)
 def test_scikit_learn_checks(probe):
     check_estimator(probe, on_skip=None)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_a_gpu_is_asked_by_its_number(metric, monkeypatch):
+    """A machine without one: FAISS's own search on the processor answers in its place."""
+    import faiss
+
+    calls = []
+
+    def knn_gpu(resources, queries, rows, k, metric, device):
+        calls.append((resources, device))
+        return faiss.knn(queries, rows, k, metric=metric)
+
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2, raising=False)
+    monkeypatch.setattr(faiss, "knn_gpu", knn_gpu, raising=False)
+    rng = np.random.default_rng(0)
+    A, B = rng.normal(size=(300, 8)).astype(np.float32), rng.normal(size=(40, 8)).astype(np.float32)
+    for there, here in zip(
+        neighbours(A, B, 7, metric=metric, device="cuda:1"), neighbours(A, B, 7, metric=metric), strict=True
+    ):
+        np.testing.assert_allclose(there, here, rtol=1e-5)
+    assert set(calls) == {("resources", 1)}
+    with pytest.raises(UsageError, match="device cuda:2: FAISS sees 2 GPUs"):
+        neighbours(A, B, 7, device="cuda:2")
+
+
+def test_a_gpu_that_is_not_there_is_an_error_that_says_so():
+    X = np.eye(4, dtype=np.float32)
+    with pytest.raises(UsageError, match="device cuda: FAISS sees 0 GPUs"):
+        KNNProbe(k=1, device="cuda").fit(X, [0, 0, 1, 1]).predict(X)
+    with pytest.raises(UsageError, match="device tpu: cpu, cuda"):
+        KNNProbe(k=1, device="tpu").fit(X, [0, 0, 1, 1]).predict(X)

@@ -131,6 +131,7 @@ class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             distance d weighs exp(-d**2 / (2 * temperature)), which on rows of unit length is the same vote.
         metric: ``"cosine"`` or ``"euclidean"``.
         standardize: Give every feature mean 0 and variance 1 over the training rows first.
+        device: ``"cpu"``, or ``"cuda"`` for FAISS on a GPU.
 
     Attributes:
         classes_: The classes, or for multi-label targets the column numbers.
@@ -144,12 +145,14 @@ class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         temperature: float | None = 0.07,
         metric: Metric = "cosine",
         standardize: bool = True,
+        device: str = "cpu",
     ) -> None:
         self.k = k
         self.weights = weights
         self.temperature = temperature
         self.metric = metric
         self.standardize = standardize
+        self.device = device
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -212,4 +215,4 @@ class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         rows: Floats = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         if self._scaler is not None:
             rows = self._scaler.transform(rows)
-        return neighbours(self._X, rows, k, metric=self.metric)
+        return neighbours(self._X, rows, k, metric=self.metric, device=self.device)

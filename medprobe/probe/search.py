@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from medprobe.errors import UsageError
 from medprobe.probe.targets import Codes, Floats
 
 Metric = Literal["cosine", "euclidean"]
@@ -17,6 +18,11 @@ Metric = Literal["cosine", "euclidean"]
 _BLOCK = 1 << 22  # numbers held at once by a search
 _CACHED = 1 << 17  # numbers that stay in a core's cache
 _FEWEST = 256  # queries that are worth a thread
+_SPARE = 8  # neighbours beyond the last one, so that a tie with it seldom needs another search
+_UNIT_ROWS = 1024
+# Queries and rows of one matrix product inside FAISS: its own sizes (4,096 and 1,024) leave the selection of the nearest
+# behind the product, these do not.
+_TILE = 1024, 2048
 
 
 def neighbours(
@@ -26,6 +32,7 @@ def neighbours(
     *,
     metric: Metric = "cosine",
     exclude: tuple[NDArray[Any], NDArray[Any]] | None = None,
+    device: str = "cpu",
 ) -> tuple[Floats, Codes]:
     """Return the k nearest rows of the index for every query: similarity or distance, and row number, both (m, k).
 
@@ -42,9 +49,11 @@ def neighbours(
         exclude: Group codes of the index rows (n,) and of the queries (m,): no neighbour of a query is of its own
             group. Row numbers as groups give leave-one-out, patients leave-patient-out. A query with fewer than
             k rows allowed has its last places filled with index -1 and similarity -inf (distance inf).
+        device: ``"cpu"``, or ``"cuda"`` or ``"cuda:1"`` for FAISS on a GPU, in float32.
 
     Raises:
         ValueError: k below 1, an unknown metric, an empty index, or shapes that do not fit.
+        UsageError: A GPU is asked for, and FAISS has none.
 
     """
     if k < 1:
@@ -56,9 +65,9 @@ def neighbours(
             f"index {X_index.shape} and queries {X_query.shape} must be rows of one width, index not empty"
         )
     dtype = np.float64 if np.float64 in (X_index.dtype, X_query.dtype) else np.float32
-    pairs = _Pairs(np.asarray(X_index, dtype), np.asarray(X_query, dtype), metric)
+    pairs = _Pairs(np.asarray(X_index, dtype), np.asarray(X_query, dtype), metric, device)
     k = min(k, len(X_index))
-    spare = 1
+    spare = _SPARE
     if exclude is not None:
         groups, query_groups = _group_codes(exclude, len(X_index), len(X_query))
         spare += min(k, int(np.bincount(groups).max()))
@@ -93,7 +102,7 @@ class _Pairs:
     The score is the cosine, or minus half the squared distance: on rows of unit length the two differ by a constant.
     """
 
-    def __init__(self, index: Floats, queries: Floats, metric: Metric) -> None:
+    def __init__(self, index: Floats, queries: Floats, metric: Metric, device: str = "cpu") -> None:
         self.index, self.queries, self.metric = index, queries, metric
         self.epsilon = 4 * float(np.finfo(index.dtype).eps)
         if metric == "cosine":
@@ -105,10 +114,13 @@ class _Pairs:
             self.A, self.B = index - centre, queries - centre
             largest = float(np.einsum("ij,ij->i", self.A, self.A).max())
             self.tolerance = self.epsilon * (largest + np.einsum("ij,ij->i", self.B, self.B))
-        self.faiss = index.dtype == np.float32 and _faiss_is_usable()
+        self.gpu = None if device == "cpu" else _gpu(device)
+        self.faiss = self.gpu is None and index.dtype == np.float32 and _faiss_is_usable()
 
     def search(self, rows: Codes, width: int) -> tuple[Floats, Codes]:
         """Return scores, descending, and index rows of the ``width`` nearest, ties in any order."""
+        if self.gpu is not None:
+            return _search_gpu(self.gpu, self.A, self.B[rows], width, self.metric)
         search = _search_faiss if self.faiss else _search_numpy
         return search(self.A, self.B[rows], width, self.metric)
 
@@ -161,9 +173,21 @@ class _Pairs:
 
 
 def _unit(X: Floats) -> Floats:
-    norm: Floats = np.sqrt(np.einsum("ij,ij->i", X, X))
-    norm[norm == 0] = 1
-    return X / norm[:, None]
+    out = np.empty_like(X)
+
+    def fill(start: int) -> None:
+        block = X[start : start + _UNIT_ROWS]
+        norm: Floats = np.sqrt(np.einsum("ij,ij->i", block, block))
+        norm[norm == 0] = 1
+        np.divide(block, norm[:, None], out=out[start : start + _UNIT_ROWS])
+
+    starts = range(0, len(X), _UNIT_ROWS)
+    if len(starts) == 1:
+        fill(0)
+    else:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(fill, starts))
+    return out
 
 
 def _group_codes(exclude: tuple[NDArray[Any], NDArray[Any]], n: int, m: int) -> tuple[Codes, Codes]:
@@ -193,9 +217,33 @@ def _faiss_is_usable() -> bool:
     return True
 
 
+def _gpu(device: str) -> int:
+    """Return the number of a GPU that FAISS can use."""
+    import faiss
+
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number or "0").isdigit():
+        raise UsageError(f"device {device}: cpu, cuda or cuda:1")
+    available = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
+    if int(number or 0) >= available:
+        raise UsageError(f"device {device}: FAISS sees {available} GPUs (faiss-gpu in place of faiss-cpu)")
+    return int(number or 0)
+
+
+def _search_gpu(gpu: int, A: Floats, B: Floats, width: int, metric: Metric) -> tuple[Floats, Codes]:
+    import faiss
+
+    kind = faiss.METRIC_INNER_PRODUCT if metric == "cosine" else faiss.METRIC_L2
+    queries, rows = B.astype(np.float32, copy=False), A.astype(np.float32, copy=False)
+    found, index = faiss.knn_gpu(faiss.StandardGpuResources(), queries, rows, width, metric=kind, device=gpu)
+    score: Floats = found if metric == "cosine" else -0.5 * found
+    return score.astype(A.dtype, copy=False), index
+
+
 def _search_faiss(A: Floats, B: Floats, width: int, metric: Metric) -> tuple[Floats, Codes]:
     import faiss
 
+    faiss.cvar.distance_compute_blas_query_bs, faiss.cvar.distance_compute_blas_database_bs = _TILE
     # The flat search without the index object, which would hold a second copy of the rows.
     if metric == "cosine":
         score, index = faiss.knn(B, A, width, metric=faiss.METRIC_INNER_PRODUCT)
