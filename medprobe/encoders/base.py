@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from medprobe.errors import UsageError
+from medprobe.images.dicom_values import DICOM_RULE
 from medprobe.images.geometry import Geometry
 from medprobe.images.raster import COLOUR_RULE
 
@@ -45,6 +46,7 @@ class Preprocess:
             "std": list(self.std),
             "normalization": self.normalization,
             "colour": COLOUR_RULE,
+            "dicom": f"window file; {DICOM_RULE}",
             "range": "0..1 before mean and std",
         }
 

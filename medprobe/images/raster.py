@@ -16,7 +16,10 @@ from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
 from medprobe.errors import DataError
 from medprobe.images.geometry import Geometry
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".dcm", ".dicom"}
+)
+_DICM = slice(128, 132)  # where a DICOM file says that it is one
 # Pillow's own, beyond which it warns of a decompression bomb; here that warning is an error.
 MAX_PIXELS = 89_478_485
 MAX_BYTES = 1 << 30
@@ -109,20 +112,32 @@ def read_rgb(source: bytes | np.ndarray, geometries: Sequence[Geometry]) -> tupl
 
     Raises:
         ImageError: The source is no image that can be used, with the reason; no other exception whatever the bytes.
+        UsageError: It is DICOM, and the packages that read it are not installed.
 
     """
+    pixels = _of_dicom(source) if isinstance(source, bytes) and source[_DICM] == b"DICM" else source
     with _reasons():
-        if isinstance(source, np.ndarray):
-            image = _from_array(source)
+        if isinstance(pixels, np.ndarray):
+            image = _from_array(pixels)
             width, height = image.size
         else:
-            image, (width, height) = _decode(source, geometries)
+            image, (width, height) = _decode(pixels, geometries)
         own = height, width
         for geometry in geometries:
             width, height = geometry.resized(*image.size)
             if width * height > MAX_PIXELS:  # a thread of a picture: its longer side grows with its shorter one
                 raise ImageError(f"too large: over {MAX_PIXELS:,} pixels once resized")
         return own, [np.asarray(geometry.apply(image)) for geometry in geometries]
+
+
+def _of_dicom(data: bytes) -> np.ndarray:
+    """Return the one frame of a DICOM file as its own window shows it, uint8 (H, W, 3)."""
+    from medprobe.images.dicom import n_frames, read_dicom
+
+    n = n_frames(data)
+    if n > 1:
+        raise ImageError(f"several frames ({n}): save the one that is meant as a file of its own")
+    return read_dicom(data)
 
 
 @contextmanager
