@@ -106,6 +106,8 @@ def test_it_probes_the_tokens_of_a_store(tmp_path):
     assert attentive.settings["n_tokens"] == TOKENS
     views = medprobe.probe(store, probes=["ridge"], view="auto", n_resamples=50)[0]
     assert views.view == "auto"  # tokens are for the attentive probe alone
+    with pytest.raises(UsageError, match="--pca: not with --probe attentive"):
+        medprobe.probe(store, probes=["attentive"], pca=3)
     plain = make_store(tmp_path / "p.zarr", mean, samples, labels=("label",), split="split")
     with pytest.raises(UsageError, match=r"--probe attentive: .*--tokens"):
         medprobe.probe(plain, probes=["attentive"])

@@ -55,6 +55,7 @@ def save_trial(
         everything = np.unique(np.concatenate([np.concatenate([part.fitted, part.test]) for part in parts]))
         whole = Part(everything, None, everything[:0])
         chosen, n_train = fit_part(trial.family, features.views, question, whole, seed, pca), len(everything)
+    stores = stores[: len(features.parts[chosen.view])]  # patch tokens are those of the first one alone
     saved = SavedProbe(
         estimator=chosen.estimator,
         family=trial.family.name,

@@ -142,6 +142,8 @@ def probe(
         families = list(protocol.families)
     else:
         families = [family(name) for name in dict.fromkeys(probes or DEFAULT_FAMILIES) if name != ATTENTIVE]
+    if pca is not None and ATTENTIVE in probes:
+        raise UsageError(f"--pca: not with --probe {ATTENTIVE}, whose features are many tokens")
     what_if = WhatIf(where, train_where, test_where, tuple(relabel), uncertain, label_noise)
     splitting = (split_col, n_folds, test_size, leave_out)
     wish = Wish(target, metric, group, *splitting, what_if, shots, repeats, subgroups, duplicates, seed)
