@@ -56,7 +56,7 @@ def plot(points: list[dict[str, object]], path: str) -> None:
             ),
             y=alt.Y("seconds:Q", title="seconds, 35 fits", scale=alt.Scale(type="log"), axis=alt.Axis(format="~g")),
             color=alt.Color("who:N", title=None, scale=alt.Scale(range=["#0072b2", "#e69f00"])),
-            shape=alt.Shape("who:N", title=None),
+            shape=alt.Shape("who:N", legend=None),
         )
         panels.append(base.mark_line() + base.mark_point(filled=True, size=60))
     alt.hconcat(*panels).configure_legend(orient="top").save(path)
