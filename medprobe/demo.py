@@ -54,6 +54,7 @@ def run_demo(out: Path, data: str, models: tuple[str, ...]) -> None:
         f"Written: stores in {stores}, every number in {table}.",
         "What to type next:",
         f"  medprobe info {reports[0].path}",
+        f"  medprobe compare {out / 'results'}",
         f"  medprobe probe {stores}/*.zarr --target {target} --test-size 0.3",
         *([f"  medprobe probe {stores}/*.zarr --target infected"] if data == "smears" else []),
         f"  medprobe embed MY_IMAGES -m {models[0]} -o stores",

@@ -16,6 +16,8 @@ from medprobe.results import Question, Row, ranked, subgroups
 if TYPE_CHECKING:
     from medprobe.probe.compare import Difference, Ranks
 
+_NAME_WIDTH = 32  # an encoder of so long a name stays in one line
+
 METRIC_NAMES = {
     "auroc": "AUROC",
     "average_precision": "average precision",
@@ -36,7 +38,9 @@ def leaderboard_tables(rows: Iterable[Row]) -> list[Table]:
         unit = ranking[0].group or "image"
         table = _table(_title(question))
         table.add_column("#", justify="right")
-        for column in ("encoder", "view", "probe"):
+        short = max(len(row.encoder) for row in ranking) <= _NAME_WIDTH
+        table.add_column("encoder", no_wrap=short, overflow="fold")
+        for column in ("view", "probe"):
             table.add_column(column, overflow="fold")
         table.add_column(_metric(question), justify="right", style="bold")
         table.add_column(f"{ranking[0].ci_level:.0%} interval", justify="right", no_wrap=True)
@@ -166,11 +170,11 @@ def print_comparison(differences: Sequence[Difference], ranks: Ranks | None, to:
     to = to or console()
     for table in difference_tables(differences):
         to.print(table)
-    if differences and any(d.first.group for d in differences):
-        to.print(
-            "p: bootstrap over groups; Holm: corrected for all lines of a table; DeLong takes every image as a patient.",
-            markup=False, highlight=False,
-        )  # fmt: skip
+    if differences:
+        delong = any(math.isfinite(d.p_delong) for d in differences)
+        said = "p: bootstrap over groups; Holm: corrected for all lines of a table"
+        said += "; DeLong takes every image as a patient." if delong else "."
+        to.print(said, markup=False, highlight=False)
     if ranks is not None:
         to.print(ranks_table(ranks))
 
@@ -227,10 +231,9 @@ def _note(to: Console, note: str) -> None:
 
 
 def _range(values: list[Any]) -> str:
-    distinct = list(dict.fromkeys(values))
-    if any(isinstance(value, str) for value in distinct):
-        return "/".join(map(str, distinct))
-    low, high = _short(min(distinct)), _short(max(distinct))
+    if any(isinstance(value, str) for value in values):
+        return "/".join(dict.fromkeys(map(str, values)))
+    low, high = _short(min(values)), _short(max(values))
     return low if low == high else f"{low}..{high}"
 
 

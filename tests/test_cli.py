@@ -193,6 +193,9 @@ def test_the_demo_for_real(tmp_path):
     assert "476 of 480 images; 4 files could not be read" in done.stdout
     table = tmp_path / "demo" / "results" / "results.csv"
     assert table.exists()
+    shown = run("compare", table)
+    assert shown.exit_code == 0, shown.output
+    assert "differences on the same images" in shown.stdout
     found = json.loads(run("compare", table, "--json").stdout)
     best = {(row["encoder"], row["probe"]): row["value"] for row in found["rows"]}
     assert {probe for _, probe in best} == {"logreg", "knn", "mlp"}
