@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import medprobe
 from medprobe.errors import UsageError
+from medprobe.probe.attentive import AttentiveProbe
 from medprobe.probe.linear import LinearProbe, Recipe, learning_rates, train_linear
 from medprobe.probe.presets import PRESETS
 
@@ -57,6 +60,43 @@ def test_the_rate_warms_up_and_falls_as_stated():
     assert rates[:10] == pytest.approx(2.0 * np.arange(1, 11) / 10)
     assert rates[10:] == pytest.approx(1 + np.cos(np.pi * np.arange(40) / 40))
     assert (learning_rates(Recipe(lr=0.1, epochs=3), 4) == 0.1).all()
+
+
+def test_the_cosine_of_epochs_is_timms_as_called_by_medmnist_plus():
+    timm_scheduler = pytest.importorskip("timm.scheduler.cosine_lr")
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([weight], lr=0.1)
+    scheduler = timm_scheduler.CosineLRScheduler(optimizer, t_initial=8)
+    expected = []
+    for epoch in range(8):
+        expected += [optimizer.param_groups[0]["lr"]] * 3
+        optimizer.step()
+        scheduler.step(epoch=epoch)
+    rates = learning_rates(Recipe(lr=0.1, epochs=8, schedule="cosine-epochs"), 3)
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("stop", [0, -1, 21])
+def test_a_last_epoch_outside_the_schedule_is_refused(stop):
+    X, y = np.eye(4, dtype=np.float32), [0, 1, 0, 1]
+    for probe in (LinearProbe(epochs=20, stop_epoch=stop), AttentiveProbe(epochs=20, stop_epoch=stop)):
+        with pytest.raises(ValueError, match=r"stop_epoch must be from 1 to epochs \(20\)"):
+            probe.fit(X, y)
+
+
+def test_any_strides_and_any_whole_number_for_a_seed_will_do():
+    X = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+    y = np.arange(30) % 2
+    plain = LinearProbe(epochs=3, random_state=7).fit(X[::-1].copy(), y)
+    turned = LinearProbe(epochs=3, random_state=np.int64(7)).fit(X[::-1], y)
+    np.testing.assert_array_equal(plain.coef_, turned.coef_)
+
+
+@pytest.mark.parametrize("probe", [LinearProbe(), AttentiveProbe()])
+def test_without_torch(probe, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UsageError, match=r"pip install 'medprobe\[torch\]'"):
+        probe.fit(np.eye(4, dtype=np.float32), [0, 1, 0, 1])
 
 
 def test_an_epoch_can_be_repeated_exactly():

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from medprobe.probe._torch import import_torch, threads_for
+from medprobe.probe._estimator import Probe
+from medprobe.probe._torch import classification_loss, last_epoch, seed_of, torch_for
 from medprobe.probe.targets import Floats, Fold, encode_targets
 
+_NAME = "the attentive probe"
 _EPOCHS = 40
 _STOPS = (5, 10, 20, 40)  # epochs after which a training may end
 _GRID = ((1e-3, 1e-3), (1e-3, 1e-1), (3e-3, 1e-3), (3e-3, 1e-1))  # learning rate, weight decay
@@ -53,7 +53,7 @@ class _Layer:
         return found
 
 
-class AttentiveProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class AttentiveProbe(Probe):
     """A classifier by attention over frozen tokens: softmax of learnt queries' products with the tokens, then a linear layer.
 
     The attentive probe of V-JEPA (Bardes et al., arXiv 2404.08471, 2024) and AIM (El-Nouby et al., arXiv 2401.08541, 2024)
@@ -98,11 +98,6 @@ class AttentiveProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.device = device
         self.random_state = random_state
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
-        return tags
-
     def fit(self, X: ArrayLike, y: ArrayLike) -> AttentiveProbe:
         """Return the probe itself, after training.
 
@@ -120,13 +115,12 @@ class AttentiveProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"{rows.shape[1]} features are not those of {self.n_tokens} tokens")
         self.classes_, Y = encode_targets(y, len(rows))
         self._multilabel = Y.ndim == 2
-        seed = self.random_state
-        if not isinstance(seed, int):
-            seed = int(check_random_state(seed).randint(2**31))
         recipe = _Recipe(self.heads, self.lr, self.weight_decay, self.epochs, self.batch_size)
-        stop = self.stop_epoch or self.epochs
-        with threads_for(rows.size):
-            (self._layer,) = _train(rows, Y, self.n_tokens, len(self.classes_), recipe, seed, [stop], self.device)
+        stop, seed = last_epoch(self.stop_epoch, self.epochs), seed_of(self.random_state)
+        with torch_for(_NAME, rows.size) as torch:
+            (self._layer,) = _train(
+                torch, rows, Y, self.n_tokens, len(self.classes_), recipe, seed, [stop], self.device
+            )
         return self
 
     def attention(self, X: ArrayLike) -> Floats:
@@ -142,14 +136,6 @@ class AttentiveProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         logits = np.concatenate([self._layer.logits(part) for part in _parts(rows)]).astype(np.float64)
         found: Floats = expit(logits) if self._multilabel else softmax(logits, axis=1)
         return found
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the most probable class of every row (m,), or 0 or 1 for every label (m, L)."""
-        probability = self.predict_proba(X)
-        if self._multilabel:
-            return (probability >= 0.5).astype(np.int64)
-        predicted: NDArray[Any] = self.classes_[probability.argmax(axis=1)]
-        return predicted
 
 
 def sweep_attentive(
@@ -174,8 +160,8 @@ def sweep_attentive(
         recipe = _Recipe(_HEADS, lr, weight_decay, _EPOCHS, _BATCH)
         by_stop: list[list[Floats]] = [[] for _ in _STOPS]
         for train, val in folds:
-            with threads_for(X.size):
-                layers = _train(X[train], Y[train], n_tokens, n_classes, recipe, seed, _STOPS, "cpu")
+            with torch_for(_NAME, X.size) as torch:
+                layers = _train(torch, X[train], Y[train], n_tokens, n_classes, recipe, seed, _STOPS, "cpu")
             for by_fold, layer in zip(by_stop, layers, strict=True):
                 logits = np.concatenate([layer.logits(X[val[part]]) for part in _slices(len(val))])
                 by_fold.append(expit(logits) if Y.ndim == 2 else softmax(logits, axis=1))
@@ -195,6 +181,7 @@ class _Recipe:
 
 
 def _train(
+    torch: Any,
     X: Floats,
     Y: NDArray[Any],
     n_tokens: int,
@@ -205,8 +192,6 @@ def _train(
     device: str,
 ) -> list[_Layer]:
     """Return the layer as it is after each of some epochs, the last of which ends the training."""
-    torch = import_torch("the attentive probe")
-    functional = torch.nn.functional
     width = X.shape[1] // n_tokens
     mean, scale = _moments(X, width)
     generator = torch.Generator().manual_seed(seed)
@@ -230,13 +215,7 @@ def _train(
             tokens = torch.from_numpy((_tokens(X[batch], width).astype(np.float32) - mean) / scale).to(device)
             looked = torch.softmax(tokens @ queries.T / np.sqrt(width), dim=1)  # (rows, tokens, heads)
             pooled = torch.einsum("nth,ntd->nhd", looked, tokens).flatten(1)
-            logits, wanted = pooled @ weight.T + bias, targets[batch].to(device)
-            if wanted.ndim == 1:
-                loss = functional.cross_entropy(logits, wanted)
-            else:
-                known = ~torch.isnan(wanted)
-                losses = functional.binary_cross_entropy_with_logits(logits, torch.nan_to_num(wanted), reduction="none")
-                loss = (losses * known).sum() / known.sum().clamp(min=1)
+            loss = classification_loss(torch, pooled @ weight.T + bias, targets[batch].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

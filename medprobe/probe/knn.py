@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from medprobe.probe._estimator import Probe
 from medprobe.probe.search import Metric, neighbours
 from medprobe.probe.targets import Codes, Floats, Fold, encode_targets
 
@@ -118,7 +118,7 @@ def sweep_knn(
     ]
 
 
-class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class KNNProbe(Probe):
     """A classifier by the vote of the k nearest training rows.
 
     With the defaults, features are centred and scaled by the training rows, then compared by cosine, and neighbours
@@ -154,11 +154,6 @@ class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.standardize = standardize
         self.device = device
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
-        return tags
-
     def fit(self, X: ArrayLike, y: ArrayLike) -> KNNProbe:
         """Return the probe itself, after keeping the rows.
 
@@ -176,6 +171,7 @@ class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"temperature must be positive, got {self.temperature!r}")
         rows: Floats = validate_data(self, X, dtype=[np.float64, np.float32])
         self.classes_, self._Y = encode_targets(y, len(rows))
+        self._multilabel = self._Y.ndim == 2
         self._scaler = StandardScaler().fit(rows) if self.standardize else None
         self._X = rows if self._scaler is None else self._scaler.transform(rows)
         return self
@@ -201,14 +197,6 @@ class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             score, index, self._Y, n_classes=len(self.classes_), ks=[index.shape[1]], temperatures=[temperature]
         )
         return next(iter(votes.values()))
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the most probable class of every row (m,), or 0 or 1 for every label (m, L)."""
-        probability = self.predict_proba(X)
-        if self._Y.ndim == 2:
-            return (probability >= 0.5).astype(np.int64)
-        predicted: NDArray[Any] = self.classes_[probability.argmax(axis=1)]
-        return predicted
 
     def _search(self, X: ArrayLike, k: int) -> tuple[Floats, Codes]:
         check_is_fitted(self)

@@ -7,19 +7,21 @@ result depends on the learning rate and on when they stop.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from medprobe.probe._torch import import_torch, threads_for
+from medprobe.probe._estimator import Probe
+from medprobe.probe._torch import classification_loss, last_epoch, seed_of, torch_for
 from medprobe.probe.targets import Floats, encode_targets
 
-Schedule = Literal["constant", "cosine"]
+Schedule = Literal["constant", "cosine", "cosine-epochs"]
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+
+_NAME = "a linear layer by AdamW"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class Recipe:
         batch_size: Rows of a step; the last one of an epoch may have fewer.
         epochs: Passes over the rows, over which the rate follows its schedule.
         warmup_epochs: Epochs in which the rate rises linearly.
-        schedule: ``constant``, or ``cosine`` down to zero at the last step.
+        schedule: ``constant``; ``cosine``, down to zero after the last step; or ``cosine-epochs``, where the rate changes
+            between epochs alone, and later by one: its first step comes after the second epoch (timm's scheduler, called
+            with the number of the epoch that has ended, counted from zero).
         patience: Epochs without a lower validation loss before training stops; None trains all of them.
         clip: Largest norm of the gradient, or None.
         decay_bias: Whether the biases shrink, too.
@@ -63,8 +67,12 @@ def learning_rates(recipe: Recipe, steps_per_epoch: int) -> NDArray[np.float64]:
     step = np.arange(recipe.epochs * steps_per_epoch)
     warm = recipe.warmup_epochs * steps_per_epoch
     rates = np.full(len(step), recipe.lr)
-    if recipe.schedule == "cosine":
-        rates *= (1 + np.cos(np.pi * np.clip((step - warm) / max(1, len(step) - warm), 0, 1))) / 2
+    if recipe.schedule != "constant":
+        if recipe.schedule == "cosine":
+            done = (step - warm) / max(1, len(step) - warm)
+        else:
+            done = (step // steps_per_epoch - 1 - recipe.warmup_epochs) / max(1, recipe.epochs - recipe.warmup_epochs)
+        rates *= (1 + np.cos(np.pi * np.clip(done, 0, 1))) / 2
     rates[:warm] = recipe.lr * (step[:warm] + 1) / max(1, warm)
     return rates
 
@@ -96,11 +104,11 @@ def train_linear(
         UsageError: torch is not installed.
 
     """
-    with threads_for(X.size):
-        return _train(X, Y, recipe, n_classes, seed, device, validation=(X_val, Y_val))[2]
+    with torch_for(_NAME, X.size) as torch:
+        return _train(torch, X, Y, recipe, n_classes, seed, device, recipe.epochs, validation=(X_val, Y_val))[2]
 
 
-class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class LinearProbe(Probe):
     """A classifier by a linear layer trained by AdamW for a given number of epochs, on features as they are.
 
     Args:
@@ -109,7 +117,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         batch_size: Rows of a step.
         epochs: Passes over the rows that the schedule is laid out for.
         warmup_epochs: Epochs in which the rate rises.
-        schedule: ``constant`` or ``cosine``.
+        schedule: ``constant``, ``cosine`` or ``cosine-epochs``; see :class:`Recipe`.
         clip: Largest norm of the gradient, or None.
         decay_bias: Whether the biases shrink, too.
         stop_epoch: Epoch after which training ends; None trains all of them.
@@ -149,11 +157,6 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.device = device
         self.random_state = random_state
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
-        return tags
-
     def fit(self, X: ArrayLike, y: ArrayLike) -> LinearProbe:
         """Return the probe itself, after training.
 
@@ -162,26 +165,22 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             y: Classes (n,), or labels 0, 1 or NaN for missing, (n, L) with L of at least 2.
 
         Raises:
-            ValueError: A schedule of another name, or targets of another kind.
+            ValueError: A schedule of another name, a last epoch that is none, or targets of another kind.
             UsageError: torch is not installed.
 
         """
-        if self.schedule not in ("constant", "cosine"):
-            raise ValueError(f"schedule must be 'constant' or 'cosine', got {self.schedule!r}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {SCHEDULES}, got {self.schedule!r}")
         rows: Floats = validate_data(self, X, dtype=np.float32)
         self.classes_, Y = encode_targets(y, len(rows))
         self._multilabel = Y.ndim == 2
-        seed = self.random_state
-        if not isinstance(seed, int):
-            seed = int(check_random_state(seed).randint(2**31))
         recipe = Recipe(
             self.lr, self.weight_decay, self.batch_size, self.epochs, self.warmup_epochs, self.schedule,
             clip=self.clip, decay_bias=self.decay_bias,
         )  # fmt: skip
-        with threads_for(rows.size):
-            self.coef_, self.intercept_, _ = _train(
-                rows, Y, recipe, len(self.classes_), seed, self.device, stop=self.stop_epoch
-            )
+        stop, seed = last_epoch(self.stop_epoch, self.epochs), seed_of(self.random_state)
+        with torch_for(_NAME, rows.size) as torch:
+            self.coef_, self.intercept_, _ = _train(torch, rows, Y, recipe, len(self.classes_), seed, self.device, stop)
         return self
 
     def predict_proba(self, X: ArrayLike) -> Floats:
@@ -190,40 +189,24 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         rows: Floats = validate_data(self, X, dtype=np.float32, reset=False)
         return _probabilities(rows @ self.coef_.T + self.intercept_, self._multilabel)
 
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the most probable class of every row (m,), or 0 or 1 for every label (m, L)."""
-        probability = self.predict_proba(X)
-        if self._multilabel:
-            return (probability >= 0.5).astype(np.int64)
-        predicted: NDArray[Any] = self.classes_[probability.argmax(axis=1)]
-        return predicted
-
 
 def _train(
+    torch: Any,
     X: Floats,
     Y: NDArray[Any],
     recipe: Recipe,
     n_classes: int,
     seed: int,
     device: str,
+    stop: int,
     validation: tuple[Floats, NDArray[Any]] | None = None,
-    stop: int | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], list[Epoch]]:
     """Return weights (K, D), biases (K,) and, with validation rows, every epoch."""
-    torch = import_torch("a linear layer by AdamW")
 
     def tensors(X: Floats, Y: NDArray[Any]) -> tuple[Any, Any]:
         targets = torch.from_numpy(Y.astype(np.int64 if Y.ndim == 1 else np.float32))
-        return torch.from_numpy(np.asarray(X, np.float32)).to(device), targets.to(device)
-
-    def loss_of(logits: Any, targets: Any) -> Any:
-        if targets.ndim == 1:
-            return torch.nn.functional.cross_entropy(logits, targets)
-        known = ~torch.isnan(targets)
-        losses = torch.nn.functional.binary_cross_entropy_with_logits(
-            logits, torch.nan_to_num(targets), reduction="none"
-        )
-        return (losses * known).sum() / known.sum().clamp(min=1)
+        # torch knows no negative strides, and warns of arrays that it could write to but should not.
+        return torch.from_numpy(np.require(X, np.float32, ["C", "W"])).to(device), targets.to(device)
 
     generator = torch.Generator().manual_seed(seed)
     rows, targets = tensors(X, Y)
@@ -241,7 +224,7 @@ def _train(
     rates = learning_rates(recipe, steps)
     epochs: list[Epoch] = []
     lowest, waited, step = np.inf, 0, 0
-    for _ in range(stop or recipe.epochs):
+    for _ in range(stop):
         order = torch.randperm(len(rows), generator=generator).to(device)
         for start in range(0, len(rows), recipe.batch_size):
             batch = order[start : start + recipe.batch_size]
@@ -249,7 +232,7 @@ def _train(
                 group["lr"] = float(rates[step])
             step += 1
             optimizer.zero_grad()
-            loss_of(rows[batch] @ weight.T + bias, targets[batch]).backward()
+            classification_loss(torch, rows[batch] @ weight.T + bias, targets[batch]).backward()
             if recipe.clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
             optimizer.step()
@@ -257,7 +240,7 @@ def _train(
             continue
         with torch.no_grad():
             logits = held_out[0] @ weight.T + bias
-            loss = float(loss_of(logits, held_out[1]))
+            loss = float(classification_loss(torch, logits, held_out[1]))
         epochs.append(Epoch(loss, _probabilities(logits.cpu().numpy(), Y.ndim == 2)))
         lowest, waited = (loss, 0) if loss < lowest else (lowest, waited + 1)
         if recipe.patience is not None and waited >= recipe.patience:

@@ -9,13 +9,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import get_scorer
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold, check_cv
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from medprobe.probe._estimator import Probe
 from medprobe.probe._rows import class_weights, linear, standard_deviation
 from medprobe.probe.solver import PathSolution, Spectrum, solve_path
 from medprobe.probe.spool import FeatureBlocks, spooled
@@ -87,10 +87,9 @@ def sweep_logistic(
     return [[probabilities[:, i] for probabilities in by_fold] for i in range(len(Cs))]
 
 
-class _LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class _LinearProbe(Probe):
     """What the two probes share: checks of the input, the solver's settings, and predictions."""
 
-    classes_: NDArray[Any]
     coef_: NDArray[np.float64]
     intercept_: NDArray[np.float64]
     class_weight: dict[Any, float] | str | None
@@ -99,12 +98,6 @@ class _LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     tol: float | None
     max_iter: int
     n_features_in_: int
-    _multilabel: bool
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
-        return tags
 
     def decision_function(self, X: ArrayLike | FeatureBlocks) -> NDArray[np.float64]:
         """Logits: (n,) of the second of two classes, (n, n_classes) of more, (n, L) of labels."""

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from medprobe.probe._estimator import Probe
 from medprobe.probe.mlp_stack import Precision, Setting, probabilities, train
 from medprobe.probe.targets import Floats, Fold, encode_targets, hold_out
 
@@ -84,7 +84,7 @@ def sweep_mlp(
     ]
 
 
-class MLPProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class MLPProbe(Probe):
     """A classifier by the mean probability of a few small networks that differ in their initial weights.
 
     Training stops early on rows held out of those given to ``fit``, or on validation rows given beside them.
@@ -142,11 +142,6 @@ class MLPProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.standardize = standardize
         self.device = device
         self.random_state = random_state
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
-        return tags
 
     def fit(
         self,
@@ -212,14 +207,6 @@ class MLPProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         rows = self._scale(validate_data(self, X, dtype=[np.float64, np.float32], reset=False))
         out: Floats = np.mean([probabilities(n, rows, multilabel=self._multilabel) for n in self.networks_], axis=0)
         return out
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the most probable class of every row (m,), or 0 or 1 for every label (m, L)."""
-        probability = self.predict_proba(X)
-        if self._multilabel:
-            return (probability >= 0.5).astype(np.int64)
-        predicted: NDArray[Any] = self.classes_[probability.argmax(axis=1)]
-        return predicted
 
     def _check(self) -> None:
         if not 1 <= len(self.hidden) <= 2 or min(self.hidden) < 1:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
-from medprobe.probe._torch import import_torch, threads_for
+from medprobe.probe._torch import torch_for
 from medprobe.probe.targets import Floats
 
 if TYPE_CHECKING:
@@ -96,12 +96,11 @@ def train(
         UsageError: torch is not installed.
 
     """
-    torch = import_torch("the MLP probe")
-    dtype = torch.bfloat16 if precision == "bf16" or (precision == "auto" and _fast_bf16(device)) else torch.float32
-    data = _Data(X, Y, class_weight, device, dtype)
-    held_out = None if validation is None else _Data(*validation, class_weight, device, dtype)
     trained: dict[int, Trained] = {}
-    with threads_for(X.size):
+    with torch_for("the MLP probe", X.size) as torch:
+        dtype = torch.bfloat16 if precision == "bf16" or (precision == "auto" and _fast_bf16(device)) else torch.float32
+        data = _Data(X, Y, class_weight, device, dtype)
+        held_out = None if validation is None else _Data(*validation, class_weight, device, dtype)
         for hidden in dict.fromkeys(setting.hidden for setting in settings):
             members = [i for i, setting in enumerate(settings) if setting.hidden == hidden]
             stack = _Stack([settings[i] for i in members], data.X.shape[1], n_classes, device)

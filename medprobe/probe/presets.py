@@ -124,7 +124,7 @@ PRESETS: Mapping[str, Preset] = {
             (
                 _linear_family(
                     "linear@medmnist-plus", by_loss=True, lr=1e-4, weight_decay=1e-2, batch_size=64, epochs=100,
-                    schedule="cosine", patience=5, decay_bias=True,
+                    schedule="cosine-epochs", patience=5, decay_bias=True,
                 ),
                 Family(
                     "knn@medmnist-plus", None, _build_raw_knn, refit=False, standardised=False,

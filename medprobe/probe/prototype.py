@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from medprobe.probe._estimator import Probe
 from medprobe.probe.targets import Floats, Fold, encode_targets
 
 Doubles = NDArray[np.float64]
@@ -19,7 +19,7 @@ Doubles = NDArray[np.float64]
 TEMPERATURES = (1.0, 0.3, 0.1, 0.03)
 
 
-class PrototypeProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class PrototypeProbe(Probe):
     """A classifier by the cosine to each class's mean of centred features of unit length.
 
     This is SimpleShot's CL2N (Wang, Chao, Weinberger and van der Maaten, arXiv 1911.04623, 2019). A label of several
@@ -37,11 +37,6 @@ class PrototypeProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __init__(self, temperature: float = 0.1, standardize: bool = True) -> None:
         self.temperature = temperature
         self.standardize = standardize
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
-        return tags
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> PrototypeProbe:
         """Return the probe itself, after taking the means.

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_factor, cho_solve, eigh
 from scipy.special import expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from medprobe.probe._estimator import Probe
 from medprobe.probe.targets import Floats, Fold, encode_targets
 
 Doubles = NDArray[np.float64]
@@ -213,7 +213,7 @@ def _fold_moments(X: Floats, T: Doubles, trains: Sequence[NDArray[Any]]) -> list
     return [whole - Moments.of(X[rest], T[rest]) for rest in rests]
 
 
-class RidgeProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class RidgeProbe(Probe):
     """A classifier by ridge regression on class indicators, in closed form.
 
     Args:
@@ -231,11 +231,6 @@ class RidgeProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __init__(self, alpha: float = 1.0, standardize: bool = True) -> None:
         self.alpha = alpha
         self.standardize = standardize
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
-        return tags
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> RidgeProbe:
         """Return the probe itself, fitted.
