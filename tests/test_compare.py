@@ -182,6 +182,25 @@ def test_critical_differences_are_those_of_demsar(results):
     assert len(ranks.tasks) == 14
 
 
+def test_other_splits_and_budgets_of_a_task_are_no_further_tasks(results):
+    rows = of_tasks(results, {"a": [0.9, 0.8, 0.7], "b": [0.8, 0.9, 0.6]})
+    again = [replace(row, split="leave out site", value=1 - row.value) for row in rows]
+    few = [replace(row, split="5 shots", shots=5, target=f"{row.target} of few") for row in rows]
+    ranks = critical_difference(rows + again + few)
+    assert ranks == critical_difference(rows)
+    assert [task.target for task in ranks.tasks] == ["task0", "task1", "task2"]
+
+
+def test_shuffled_labels_are_no_rival_even_if_the_tested_ones_stayed(results):
+    kept = Results(results, results.predictions)
+    truth = next(kept.predictions[row.trial] for row in results if row.encoder == "fake/good")
+    for row in results:
+        if row.encoder == "control: shuffled labels":
+            kept.predictions[row.trial] = truth
+    found = medprobe.compare(kept, n_resamples=50).differences
+    assert "control: shuffled labels" not in {d.second.encoder for d in found}
+
+
 def test_ranks_need_several_tasks_and_know_which_way_is_better(results, capsys):
     clear = {f"e{k}": [0.9 - 0.1 * k + 0.001 * i for i in range(40)] for k in range(5)}
     ranks = critical_difference(of_tasks(results, clear))

@@ -72,8 +72,10 @@ def test_over_folds_the_saved_probe_knows_all_rows(features, samples, tmp_path):
     saved = load_probe(path)
     assert (saved.notes["n_train"], saved.notes["split"]) == (N, "4 folds")
     assert "PCA" in repr(saved.estimator)
+    said: list[str] = []
     with pytest.raises(UsageError, match="not with --shots"):
-        medprobe.probe(store, probes=["ridge"], shots=(2,), save_model=tmp_path)
+        medprobe.probe(store, probes=["ridge"], shots=(2,), save_model=tmp_path, progress=said.append)
+    assert not said  # nothing was computed
 
 
 def test_several_labels_have_a_column_each(features, samples, tmp_path):
@@ -106,6 +108,35 @@ def test_stores_side_by_side_are_matched_by_their_encoder(features, samples, tmp
     np.testing.assert_allclose(
         table.set_index("id").loc[kept.ids].iloc[:, 1:].to_numpy(float), kept.proba[0], atol=1e-6
     )
+
+
+def test_a_probe_that_is_not_refitted_tells_the_rows_that_it_learned_from(features, samples, tmp_path):
+    pytest.importorskip("torch")
+    store = store_of(tmp_path / "s.zarr", features, samples)
+    rows = medprobe.probe(store, preset="medmnist-plus", save_model=tmp_path, n_resamples=20)
+    assert {row.n_train for row in rows} == {80}
+    assert {load_probe(path).notes["n_train"] for path in tmp_path.glob("*.probe")} == {80}
+
+
+def test_an_image_without_features_is_listed_without_a_prediction(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    for name, level in (("dark", 60), ("light", 180)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(9):
+            pixels = rng.normal(level, 30, (40, 40, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    (tmp_path / "images" / "dark" / "4.png").write_bytes(b"no image")
+    (report,) = medprobe.embed(tmp_path / "images", "baseline/pixels", tmp_path / "stores", workers=0)
+    medprobe.probe(report.path, probes=["ridge"], n_folds=3, save_model=tmp_path, n_resamples=20)
+    (path,) = tmp_path.glob("*.probe")
+    table = medprobe.predict(path, report.path)
+    assert len(table) == 18
+    assert table.loc[table["predicted"].isna(), "id"].tolist() == ["dark/4.png"]
+    assert "1 of 18 images have no features and get no prediction (first: dark/4.png)" in caplog.text
+    said = CliRunner().invoke(app, ["predict", str(path), str(report.path), "--json"])
+    assert said.exit_code == 3
+    (lost,) = [row for row in json.loads(said.stdout) if row["id"] == "dark/4.png"]
+    assert lost == {"id": "dark/4.png", "predicted": None, "p(dark)": None, "p(light)": None}
 
 
 @pytest.mark.parametrize("normalize", ["encoder", "dataset"])

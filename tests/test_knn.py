@@ -359,3 +359,11 @@ def test_a_gpu_that_is_not_there_is_an_error_that_says_so():
         KNNProbe(k=1, device="cuda").fit(X, [0, 0, 1, 1]).predict(X)
     with pytest.raises(UsageError, match="device tpu: cpu, cuda"):
         KNNProbe(k=1, device="tpu").fit(X, [0, 0, 1, 1]).predict(X)
+
+
+def test_the_settings_of_faiss_stay_as_they_are():
+    faiss = pytest.importorskip("faiss")
+    sizes = faiss.cvar
+    before = sizes.distance_compute_blas_query_bs, sizes.distance_compute_blas_database_bs
+    neighbours(*data(), 3)
+    assert (sizes.distance_compute_blas_query_bs, sizes.distance_compute_blas_database_bs) == before

@@ -115,6 +115,11 @@ def test_principal_components_are_those_of_the_fitted_rows(samples, tmp_path):
     assert row.value == pytest.approx(roc_auc_score(samples["label"][test], proba), abs=2e-3)
     assert row.view == "cls, PCA 6"
     assert primary(medprobe.probe(store, probes=["ridge"], pca=0.9))[0].view == "cls, PCA 0.9"
+    beside = {r.encoder: r for r in primary(medprobe.probe(store, probes=["ridge"], pca=6, controls=True))}
+    assert (
+        beside["control: size and brightness"].view == "height, width, mean, contrast"
+    )  # four numbers stay what they are
+    assert beside["control: shuffled labels"].view == "fake/features cls, PCA 6"
     for wrong in (0, 21, 2.5):
         with pytest.raises(UsageError, match="--pca"):
             medprobe.probe(store, probes=["ridge"], pca=wrong)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medprobe.commands.options import Json
+from medprobe.commands.options import SKIPPED, Json
 
 
 def compare(
@@ -64,9 +64,11 @@ def predict(
         table.to_csv(out, index=False)
         typer.echo(f"{out}: {len(table)} predictions", err=True)
     elif json:
-        typer.echo(jsonlib.dumps(table.to_dict(orient="records"), indent=1))
+        typer.echo(table.to_json(orient="records", indent=1, double_precision=15))
     else:
         typer.echo(table.to_csv(index=False).rstrip("\n"))
+    if table.isna().any(axis=None):
+        raise typer.Exit(SKIPPED)
 
 
 def _plain(value: Any) -> Any:

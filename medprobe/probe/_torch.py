@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 from sklearn.utils import check_random_state
 
 from medprobe.errors import UsageError

@@ -14,6 +14,7 @@ from scipy import stats
 from medprobe.errors import UsageError
 from medprobe.predictions import Predictions
 from medprobe.probe.bootstrap import delong, holm, paired_differences
+from medprobe.probe.controls import SHUFFLED
 from medprobe.probe.metrics import METRICS, Scorer
 from medprobe.results import Question, Results, Row, ranked, read_results
 
@@ -64,7 +65,7 @@ class Ranks:
         critical_difference: Average ranks that differ by less are not told apart.
         p_value: Of Friedman's test that all methods are alike; NaN for two methods.
         cliques: First and last place (in ``methods``) of each longest run of methods that are not told apart.
-        tasks: Questions that all the methods answered.
+        tasks: Questions that all the methods answered, one of each target of each data set.
 
     """
 
@@ -134,7 +135,7 @@ def paired(
     """
     tables = {
         question: [row for row in table if row.trial in results.predictions and math.isfinite(row.value)]
-        for question, table in ranked(results).items()
+        for question, table in ranked(row for row in results if row.encoder != SHUFFLED).items()
     }
     if against is not None and not any(row.encoder == against for table in tables.values() for row in table):
         known = ", ".join(sorted({row.encoder for table in tables.values() for row in table}))
@@ -165,16 +166,21 @@ def paired(
 
 
 def critical_difference(rows: Sequence[Row], alpha: float = 0.05) -> Ranks | None:
-    """Return average ranks over the questions of the rows, or None with fewer than two questions or methods.
+    """Return average ranks over the tasks of the rows, or None with fewer than two tasks or methods.
 
-    Only methods that answered every question take part, controls do not.
+    A task is a target of a data set: the test takes tasks as independent, so that of several questions of one (other
+    splits or metrics) the first counts alone, and rows of few shots do not count. Only methods that answered every task
+    take part, controls do not.
 
     Args:
-        rows: Of several questions.
+        rows: Of several tasks.
         alpha: Probability of telling any two methods apart that are alike.
 
     """
-    tables = ranked(row for row in rows if not row.encoder.startswith(_CONTROL))
+    tables: dict[Question, list[Row]] = {}
+    for question, table in ranked(r for r in rows if not r.shots and not r.encoder.startswith(_CONTROL)).items():
+        if all((question.data, question.target) != (other.data, other.target) for other in tables):
+            tables[question] = table
     values: dict[tuple[str, str, str], dict[Question, float]] = {}
     for question, table in tables.items():
         sign = -1 if METRICS[question.metric].higher_is_better else 1

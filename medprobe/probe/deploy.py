@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
@@ -18,6 +19,7 @@ from medprobe.probe.features import TOKENS
 from medprobe.probe.saved import SavedProbe, load_probe, save_probe
 from medprobe.probe.selection import fit_part
 from medprobe.probe.splits import Part
+from medprobe.probe.targets import Floats
 from medprobe.store import FeatureStore, open_store
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from medprobe.probe.run import Trial
     from medprobe.probe.selection import Fitted
     from medprobe.results import Row
+
+log = logging.getLogger("medprobe")
 
 SUFFIX = ".probe"
 
@@ -37,24 +41,16 @@ def save_trial(
     folder: Path,
     *,
     seed: int,
-    pca: float | None,
 ) -> Path:
-    """Write the probe that was tested; over several parts, one that is fitted to all of their rows. Return its path.
-
-    Raises:
-        UsageError: The trial is one of few shots: each draw makes another probe.
-
-    """
+    """Write the probe that was tested; over several parts, one that is fitted to all of their rows. Return its path."""
     question, features = trial.question, trial.features
-    if question.shots:
-        raise UsageError("--save-model: not with --shots, where each draw makes another probe")
     parts = question.split.parts
     if len(parts) == 1:
-        (chosen,), n_train = fitted, len(parts[0].fitted)
+        (chosen,), n_train = fitted, rows[0].n_train
     else:
         everything = np.unique(np.concatenate([np.concatenate([part.fitted, part.test]) for part in parts]))
         whole = Part(everything, None, everything[:0])
-        chosen, n_train = fit_part(trial.family, features.views, question, whole, seed, pca), len(everything)
+        chosen, n_train = fit_part(trial.family, features.views, question, whole, seed, trial.pca), len(everything)
     stores = stores[: len(features.parts[chosen.view])]  # patch tokens are those of the first one alone
     saved = SavedProbe(
         estimator=chosen.estimator,
@@ -91,6 +87,8 @@ def predict(
 ) -> pd.DataFrame:
     """Return id, predicted class and probability of each class (of each label: 0 or 1, and its probability).
 
+    Images without features, which could not be read, are there, too, without a prediction.
+
     Args:
         model: What ``medprobe probe --save-model`` wrote.
         data: A store of the probe's encoder, or one of each of its encoders, or images as :func:`medprobe.embed` takes
@@ -121,6 +119,7 @@ def _predict(saved: SavedProbe, stores: Sequence[FeatureStore]) -> pd.DataFrame:
         raise UsageError(f"the probe takes features of {' and '.join(saved.encoders)}: {len(stores)} stores were given")
     by_fingerprint = {store.plan.fingerprint: store for store in stores}
     ids: np.ndarray | None = None
+    asked: pd.Series | None = None
     parts = []
     for encoder, view, fingerprint in zip(saved.encoders, saved.views, saved.fingerprints, strict=True):
         if fingerprint not in by_fingerprint:
@@ -132,16 +131,29 @@ def _predict(saved: SavedProbe, stores: Sequence[FeatureStore]) -> pd.DataFrame:
         store = by_fingerprint[fingerprint]
         own = pd.Index(store.samples["id"])
         ids = own.to_numpy() if ids is None else ids[np.isin(ids, own)]
+        asked = store.manifest["id"] if asked is None else asked
         parts.append((own, store, view))
     assert ids is not None
+    assert asked is not None
     if not len(ids):
         raise DataError("no sample has features in every store")
     X = np.concatenate([store.features(view)[own.get_indexer(ids)] for own, store, view in parts], axis=1)
     proba = np.asarray(saved.estimator.predict_proba(X), dtype=np.float64)
-    table = pd.DataFrame({"id": ids})
+    table = _table(saved, proba, ids)
+    if len(asked) > len(ids):
+        lost = asked[~asked.isin(ids)]
+        log.warning(
+            "%d of %d images have no features and get no prediction (first: %s)", len(lost), len(asked), lost.iloc[0]
+        )
+        table = table.reindex(pd.Index(asked, name="id"))
+    return table.reset_index()
+
+
+def _table(saved: SavedProbe, proba: Floats, ids: np.ndarray) -> pd.DataFrame:
+    table = pd.DataFrame(index=pd.Index(ids, name="id"))
     if saved.task == "multilabel":
         for name, column in zip(saved.classes, proba.T, strict=True):
-            table[name] = (column > 0.5).astype(int)
+            table[name] = pd.array(column > 0.5, dtype="Int64")  # integers even beside missing ones
             table[f"p({name})"] = column
         return table
     known = [saved.classes[int(code)] for code in saved.estimator.classes_]

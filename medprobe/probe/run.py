@@ -37,11 +37,12 @@ AnyStore = str | os.PathLike[str] | FeatureStore
 
 @dataclass(frozen=True)
 class Trial:
-    """A kind of probe, the features that it is given, and what is asked of it."""
+    """A kind of probe, the features that it is given (or that share of their principal components), and what is asked."""
 
     family: Family
     features: Features
     question: Question
+    pca: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,6 @@ class _Settings:
     n_resamples: int
     level: float
     seed: int
-    pca: float | None
 
 
 def probe(
@@ -144,10 +144,12 @@ def probe(
         families = [family(name) for name in dict.fromkeys(probes or DEFAULT_FAMILIES) if name != ATTENTIVE]
     if pca is not None and ATTENTIVE in probes:
         raise UsageError(f"--pca: not with --probe {ATTENTIVE}, whose features are many tokens")
+    if save_model is not None and shots:
+        raise UsageError("--save-model: not with --shots, where each draw makes another probe")
     what_if = WhatIf(where, train_where, test_where, tuple(relabel), uncertain, label_noise)
     splitting = (split_col, n_folds, test_size, leave_out)
     wish = Wish(target, metric, group, *splitting, what_if, shots, repeats, subgroups, duplicates, seed)
-    reporting = _Settings(n_resamples, level, seed, pca)
+    reporting = _Settings(n_resamples, level, seed)
     beside = [_opened(store, partial) for store in concat]
     results = Results()
     for i, store in enumerate(_opened(store, partial) for store in several):
@@ -160,12 +162,17 @@ def probe(
         near = near_duplicates(next(iter(features.views.values())), question.split, ids)
         question = replace(question, notes=question.notes + features.notes + near)
         asked = with_shots(question, wish)
-        trials = [Trial(each, features, q) for q in asked for each in families]
+        trials = [Trial(each, features, q, pca) for q in asked for each in families]
         if ATTENTIVE in probes:
             trials += [Trial(*_attentive(store, features), q) for q in asked]
         if (controls or control_cols) and i == 0:
             known = control_trials(store, features, question, wish, control_cols)
-            trials += [Trial(family("logreg"), f, q) for f, each in known for q in with_shots(each, wish)]
+            trials += [
+                # What is known without an encoder is a handful of numbers.
+                Trial(family("logreg"), f, q, pca if f.fingerprint else None)
+                for f, each in known
+                for q in with_shots(each, wish)
+            ]
         for trial in trials:
             if progress is not None:
                 asking = f"{trial.question.target.name} ({trial.question.split.name})"
@@ -176,7 +183,7 @@ def probe(
             if save_model is not None and not rows[0].encoder.startswith("control: "):
                 from medprobe.probe.deploy import save_trial
 
-                save_trial(trial, fitted, rows, [store, *beside], Path(save_model), seed=seed, pca=pca)
+                save_trial(trial, fitted, rows, [store, *beside], Path(save_model), seed=seed)
     return results
 
 
@@ -211,7 +218,7 @@ def _run(
         warnings.simplefilter("always", ConvergenceWarning)
         by_draw = [
             [
-                fit_part(trial.family, trial.features.views, question, part, settings.seed, settings.pca)
+                fit_part(trial.family, trial.features.views, question, part, settings.seed, trial.pca)
                 for part in split.parts
             ]
             for split in question.splits
@@ -265,7 +272,7 @@ def _rows(trial: Trial, proba: Floats, settings: _Settings) -> Iterator[Row]:
             lacking = f"{interval.n_degenerate} of {interval.n_resamples} resamples lack a class"
             yield Row(
                 encoder=features.encoder,
-                view=features.view if settings.pca is None else f"{features.view}, PCA {settings.pca:g}",
+                view=features.view if trial.pca is None else f"{features.view}, PCA {trial.pca:g}",
                 probe=trial.family.name,
                 target=question.target.name,
                 task=question.target.task,

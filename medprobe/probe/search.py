@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -135,11 +136,12 @@ class _Pairs:
         threads = faiss.omp_get_max_threads()
         step = min(step, max(_FEWEST, -(-len(rows) // (2 * threads))))
         blocks = [rows[start : start + step] for start in range(0, len(rows), step)]
-        if threads == 1 or len(blocks) == 1:
-            return [function(block) for block in blocks]
-        # OpenMP keeps this number for each calling thread: that of the caller stays as it is.
-        with ThreadPoolExecutor(threads, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(function, blocks))
+        with _tiles(faiss):
+            if threads == 1 or len(blocks) == 1:
+                return [function(block) for block in blocks]
+            # OpenMP keeps this number for each calling thread: that of the caller stays as it is.
+            with ThreadPoolExecutor(threads, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
+                return list(pool.map(function, blocks))
 
     def settle_ties(self, rows: Codes, score: Floats, index: Codes) -> None:
         """Put neighbours whose scores differ by no more than rounding in their true order, in place."""
@@ -240,10 +242,21 @@ def _search_gpu(gpu: int, A: Floats, B: Floats, width: int, metric: Metric) -> t
     return score.astype(A.dtype, copy=False), index
 
 
+@contextmanager
+def _tiles(faiss: Any) -> Iterator[None]:
+    """Set the sizes of FAISS's matrix products, which belong to the whole process, and put them back."""
+    sizes = faiss.cvar
+    before = sizes.distance_compute_blas_query_bs, sizes.distance_compute_blas_database_bs
+    sizes.distance_compute_blas_query_bs, sizes.distance_compute_blas_database_bs = _TILE
+    try:
+        yield
+    finally:
+        sizes.distance_compute_blas_query_bs, sizes.distance_compute_blas_database_bs = before
+
+
 def _search_faiss(A: Floats, B: Floats, width: int, metric: Metric) -> tuple[Floats, Codes]:
     import faiss
 
-    faiss.cvar.distance_compute_blas_query_bs, faiss.cvar.distance_compute_blas_database_bs = _TILE
     # The flat search without the index object, which would hold a second copy of the rows.
     if metric == "cosine":
         score, index = faiss.knn(B, A, width, metric=faiss.METRIC_INNER_PRODUCT)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from medprobe.errors import DataError, UsageError
+from medprobe.probe._rows import standard_deviation
 from medprobe.probe.families import Family
 from medprobe.probe.metrics import METRICS, Scorer
 from medprobe.probe.question import Question
@@ -17,7 +18,6 @@ from medprobe.probe.targets import Floats, Fold
 
 _FOLDS_FOR_ERROR = 3
 _SIMPLER = 2  # a decade of the logistic probe's C
-_BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,7 @@ def _prepared(X: Floats, fitted_on: slice, standardised: bool, pca: float | None
         return X
     some = X[fitted_on]
     mean = some.mean(axis=0, dtype=np.float64)
-    squares = np.zeros(X.shape[1])
-    for start in range(0, len(some), _BLOCK_ROWS):  # numpy's own std copies everything to float64
-        squares += np.square(some[start : start + _BLOCK_ROWS] - mean.astype(X.dtype)).sum(axis=0, dtype=np.float64)
-    scale = np.sqrt(squares / len(some))
-    scale[scale <= 1e-7 * np.maximum(np.abs(mean), 1e-7)] = 1.0
+    scale = standard_deviation(some, np.ones(len(some)))
     scaled: Floats = (X - mean.astype(X.dtype)) / scale.astype(X.dtype)
     return scaled
 
