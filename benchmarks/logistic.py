@@ -177,11 +177,15 @@ def drawn(n: int, D: int, n_classes: int) -> tuple[np.ndarray, np.ndarray, np.nd
     return X[:n], y[:n], X[n:], y[n:]
 
 
-def stored(path: str, target: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Standardised features of a store with a split column, training and validation rows first."""
+def stored(path: str, target: str, view: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Standardised features of a store by its split column, else a tenth of its groups for testing; those come last."""
     store = open_store(path)
-    X, y = store.features(), np.unique(store.samples[target], return_inverse=True)[1]
-    test = store.samples[store.roles["split"]].to_numpy() == "test"
+    X, y = store.features(view), np.unique(store.samples[target], return_inverse=True)[1]
+    if store.roles["split"]:
+        test = store.samples[store.roles["split"]].to_numpy() == "test"
+    else:
+        group = np.unique(store.samples[store.roles["group"]], return_inverse=True)[1]
+        test = np.random.default_rng(0).permutation(group.max() + 1)[group] % 10 == 0
     X = (X - X[~test].mean(axis=0)) / np.maximum(X[~test].std(axis=0), 1e-6)
     return X[~test], y[~test], X[test], y[test]
 
@@ -217,13 +221,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--store")
     parser.add_argument("--target", default="label")
+    parser.add_argument("--view")
+    parser.add_argument("--part", action="store_true", help="with --store: one fold of each C")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
     threads = {library["internal_api"]: library["num_threads"] for library in threadpool_info()}
     print(f"python {platform.python_version()}, numpy {np.__version__}, scikit-learn {sklearn.__version__}")
     print(f"threads {threads}")
     if arguments.store:
-        grid(*stored(arguments.store, arguments.target), full=True)
+        grid(*stored(arguments.store, arguments.target, arguments.view), full=not arguments.part)
     elif arguments.quick:
         grid(*drawn(4000, 128, 5), full=arguments.full)
         what_if(10_000, 256, 5)

@@ -16,12 +16,24 @@ if TYPE_CHECKING:
     from medprobe.probe.run import probe
     from medprobe.results import read_results
     from medprobe.store import FeatureStore, open_store
+    from medprobe.survey import check
 
 __version__ = "0.1.0"
-__all__ = ["FeatureStore", "compare", "embed", "open_store", "predict", "probe", "read_manifest", "read_results"]
+__all__ = [
+    "FeatureStore",
+    "check",
+    "compare",
+    "embed",
+    "open_store",
+    "predict",
+    "probe",
+    "read_manifest",
+    "read_results",
+]
 
 _HOME = {
     "FeatureStore": "medprobe.store",
+    "check": "medprobe.survey",
     "compare": "medprobe.probe.compare",
     "open_store": "medprobe.store",
     "predict": "medprobe.probe.deploy",

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from medprobe.commands import about, embed, probe, results, stores
+from medprobe.commands import about, check, embed, probe, results, stores
 from medprobe.commands.options import FAILED, INTERRUPTED, USAGE
 from medprobe.errors import MedprobeError, UsageError
 
@@ -63,6 +63,7 @@ def _start(
 
 
 for command in (
+    check.check,
     embed.embed,
     probe.probe,
     results.compare,

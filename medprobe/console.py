@@ -6,7 +6,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -26,6 +27,19 @@ _PLAIN_SECONDS = 10.0
 def console() -> Console:
     """Return a console on stdout; wide where nobody watches, so that nothing is cut off in a file."""
     return Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
+
+
+@contextmanager
+def counting(quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Yield what shows, on a terminal, how many images of how many are done."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class ProgressLine:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import pandas as pd
 
 from medprobe.errors import DataError, UsageError
 from medprobe.images.sources import ArrayImages, FileImages, ImageSource
+from medprobe.tables import IDENTIFYING_COLUMNS, as_text, read_table, texts, typed
 
 PATH_COLUMNS = ("path", "file", "filepath", "file_path", "filename", "file_name", "image", "image_path")
 _TABLE_NAMES = {"data", "index", "labels", "manifest", "metadata", "train"}  # which say nothing about the data
@@ -26,13 +26,6 @@ SPLIT_NAMES = {
     "validation": "val",
     "test": "test",
 }
-
-# Columns that name a person. They stay out of a store unless the user lists them (--keep-col).
-IDENTIFYING_COLUMNS = frozenset(
-    """name patient_name patientname first_name last_name surname mrn medical_record_number ssn social_security_number
-    birth_date birthdate date_of_birth dob patientbirthdate address email phone telephone""".split()  # noqa: SIM905
-)
-_MISSING = ["", "NA", "N/A", "NaN", "nan", "null"]
 
 
 @dataclass(frozen=True)
@@ -81,12 +74,31 @@ def read_manifest(
     group_col: str | None = None,
     split_col: str | None = None,
     keep_cols: Sequence[str] = (),
+    labels: str | os.PathLike[str] | None = None,
+    labels_key: str | None = None,
+    tags: Sequence[str] = (),
+    keep_ids: bool = False,
+    frames: str | None = None,
 ) -> Manifest:
     """Return the manifest of a folder of images, a CSV or Parquet table, or a MedMNIST ``.npz`` file.
 
     A folder gives ``label`` from its first level of sub-folders (or the second where the first is train/val/test, which
-    then gives ``split``). A table needs a column of paths, relative to the table's own folder or absolute. ``group_col`` is
-    found by its name (patient, patient_id, subject, ...) unless given; ``"none"`` switches it off.
+    then gives ``split``), and of DICOM files ``patient``, ``study``, ``series``, ``modality``, ``manufacturer``,
+    ``view_position`` and ``laterality``. A table needs a column of paths, relative to the table's own folder or absolute.
+
+    Args:
+        data: The folder or file.
+        path_col: Column of paths in a table.
+        label_cols: Columns that are labels.
+        group_col: Column of patients, found by its name (patient, patient_id, subject, ...) unless given; ``"none"``
+            switches it off.
+        split_col: Column with train, val and test; ``"none"`` for none.
+        keep_cols: Columns to keep although they look as if they named a person.
+        labels: A table of labels for a folder, joined by path, file name, or a DICOM identifier.
+        labels_key: Its column to join by, found by its name unless given.
+        tags: DICOM attributes of a folder's files that become columns, by keyword or number.
+        keep_ids: Keep paths, patients, studies and series of a folder's DICOM files as they are, not as keyed hashes.
+        frames: Which frames of files of several are samples: ``first``, ``middle``, ``all`` or ``every:N``.
 
     Raises:
         DataError: Nothing is there, or a path, id or column is missing, empty or double.
@@ -94,8 +106,20 @@ def read_manifest(
 
     """
     path = Path(data)
+    given = {"--labels": labels, "--labels-key": labels_key, "--tag": tags, "--keep-ids": keep_ids}
+    if not path.is_dir() and (flag := next((flag for flag, value in given.items() if value), None)):
+        raise UsageError(f"{flag}: goes with a folder of images")
     if path.is_dir():
-        manifest = _from_folder(path)
+        from medprobe.folder import read_folder
+
+        manifest = read_folder(
+            path,
+            tags=tags,
+            keep_ids=keep_ids,
+            labels=None if labels is None else Path(labels),
+            labels_key=labels_key,
+            keep_cols=keep_cols,
+        )
     elif not path.exists():
         raise DataError(f"{path}: no such file or folder")
     elif path.suffix.lower() in {".csv", ".tsv", ".parquet"}:
@@ -108,9 +132,36 @@ def read_manifest(
         )
     if not len(manifest):
         raise DataError(f"{path}: no images in it")
+    if frames is not None:
+        manifest = _with_frames(manifest, frames)
     whole = path.resolve()
     name = whole.name if path.is_dir() else whole.parent.name if path.stem in _TABLE_NAMES else path.stem
     return _with_roles(replace(manifest, name=name), label_cols, group_col, split_col)
+
+
+def _with_frames(manifest: Manifest, choice: str) -> Manifest:
+    """Return a sample for each chosen frame of files that hold several; the others stay as they are."""
+    from medprobe.images.dicom import parse_frames
+    from medprobe.images.raster import ImageError, count_frames
+
+    frames = parse_frames(choice)
+    if not isinstance(manifest.images, FileImages):
+        raise UsageError("--frames: goes with image files")
+    rows: list[int] = []
+    numbers: list[int | None] = []
+    for row, path in enumerate(manifest.images.paths):
+        try:
+            n = count_frames(path)
+        except ImageError:  # it is accounted for when it is read
+            n = 1
+        chosen = [None] if n == 1 else [*frames.of(n)]
+        rows += [row] * len(chosen)
+        numbers += chosen
+    samples = manifest.samples.iloc[rows].reset_index(drop=True)
+    marks = ["" if number is None else f"#{number}" for number in numbers]
+    samples["id"] = [f"{name}{mark}" for name, mark in zip(samples["id"], marks, strict=True)]
+    paths = [manifest.images.paths[row] for row in rows]
+    return replace(manifest, samples=samples, images=FileImages(paths, numbers))
 
 
 def _with_roles(
@@ -139,44 +190,12 @@ def _with_roles(
     labels = tuple(label_cols) or tuple(c for c in columns if c == "label" or c.startswith("label_"))
     samples = manifest.samples
     if group is not None:
-        samples = samples.assign(**{group: samples[group].map(_as_text).astype(object)})
+        samples = samples.assign(**{group: samples[group].map(as_text).astype(object)})
     return replace(manifest, samples=samples, roles=Roles(labels, group, split), notes=tuple(notes))
 
 
-def _from_folder(root: Path) -> Manifest:
-    from medprobe.images.raster import IMAGE_SUFFIXES
-
-    found: list[str] = []
-    left_out: Counter[str] = Counter()
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            suffix = Path(name).suffix.lower()
-            if name.startswith("."):
-                continue
-            if suffix in IMAGE_SUFFIXES:
-                found.append((Path(folder) / name).relative_to(root).as_posix())
-            else:
-                left_out[suffix or "no suffix"] += 1
-    found.sort()
-    parts = [name.split("/") for name in found]
-    columns: dict[str, list[str]] = {"id": found}
-    levels = {p[0].lower() for p in parts if len(p) > 1}
-    if levels and levels <= SPLIT_NAMES.keys() and all(len(p) > 1 for p in parts):
-        columns["split"] = [SPLIT_NAMES[p[0].lower()] for p in parts]
-        parts = [p[1:] for p in parts]
-    if any(len(p) > 1 for p in parts):
-        columns["label"] = [p[0] if len(p) > 1 else "" for p in parts]
-    notes = []
-    if left_out:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in left_out.most_common(5))
-        notes.append(f"{sum(left_out.values())} files are no images by their names and were left out ({kinds})")
-    samples = pd.DataFrame({name: np.asarray(values, dtype=object) for name, values in columns.items()})
-    return Manifest(samples, FileImages([str(root / name) for name in found]), Roles(), tuple(notes))
-
-
 def _from_table(path: Path, path_col: str | None, group_col: str | None, keep_cols: Sequence[str]) -> Manifest:
-    table = _read_table(path)
+    table = read_table(path)
     by_lower = {str(c).lower(): str(c) for c in reversed(table.columns)}
     if path_col is not None and path_col not in table.columns:
         raise UsageError(
@@ -191,8 +210,8 @@ def _from_table(path: Path, path_col: str | None, group_col: str | None, keep_co
     empty = table.index[table[where].isna()]
     if len(empty):
         raise DataError(f"{path}: column '{where}' is empty in {len(empty)} rows (first: data row {empty[0] + 1})")
-    paths = table[where].map(_as_text)
-    ids = table["id"].map(_as_text) if "id" in table.columns else paths
+    paths = table[where].map(as_text)
+    ids = table["id"].map(as_text) if "id" in table.columns else paths
     if ids.isna().any():
         raise DataError(f"{path}: column 'id' is empty in {int(ids.isna().sum())} rows")
     double = ids[ids.duplicated()]
@@ -206,7 +225,7 @@ def _from_table(path: Path, path_col: str | None, group_col: str | None, keep_co
     groups = {group_col, *(c for c in kept if c.lower() in GROUP_COLUMNS)}
     for column in kept:
         # As numbers, patients 1.10 and 1.1 would be one.
-        samples[column] = _texts(table[column]) if column in groups else _typed(table[column])
+        samples[column] = texts(table[column]) if column in groups else typed(table[column])
     notes = []
     if identifying:
         notes.append(
@@ -214,68 +233,6 @@ def _from_table(path: Path, path_col: str | None, group_col: str | None, keep_co
         )
     files = [str(path.parent / p) for p in paths]
     return Manifest(samples, FileImages(files), Roles(), tuple(notes))
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    try:
-        if path.suffix.lower() == ".parquet":
-            table = pd.read_parquet(path)
-            table = table.reset_index(drop=table.index.name is None)
-        else:
-            # Everything as text first: patient 007 must not become patient 7.
-            table = pd.read_csv(
-                path,
-                dtype=str,
-                keep_default_na=False,
-                na_values=_MISSING,
-                sep="\t" if path.suffix.lower() == ".tsv" else ",",
-            )
-    except ImportError as error:
-        raise UsageError(
-            f"{path}: Parquet needs a package that is not installed: pip install 'medprobe[parquet]'"
-        ) from error
-    except Exception as error:
-        raise DataError(f"{path}: could not be read as a table: {error}") from error
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes a surplus first field for row names
-        raise DataError(f"{path}: rows have more fields than the header has columns (a separator at their end?)")
-    table.columns = [str(c) for c in table.columns]
-    double = [c for c, n in Counter(table.columns).items() if n > 1]
-    if double:
-        raise DataError(f"{path}: column '{double[0]}' is there twice")
-    bad = [c for c in table.columns if "/" in c or c in {".", "..", ""}]
-    if bad:
-        raise DataError(f"{path}: a column may not be called '{bad[0]}'; rename it")
-    return table
-
-
-def _typed(column: pd.Series) -> pd.Series:
-    """Return a column as int64, float64 or text; text that would change as a number (007) stays text."""
-    if pd.api.types.is_datetime64_any_dtype(column.dtype):
-        return _texts(column)
-    if pd.api.types.is_bool_dtype(column.dtype) or pd.api.types.is_numeric_dtype(column.dtype):
-        return column.astype("float64") if column.isna().any() else column
-    present = column.dropna()
-    numbers = pd.to_numeric(present, errors="coerce")
-    inexact = present.astype(str).str.match(r"^[+-]?(0\d|\d{16,}$)")
-    if not len(present) or numbers.isna().any() or inexact.any():
-        return _texts(column)
-    if len(present) == len(column) and (numbers == numbers.round()).all() and numbers.abs().max() < 2**53:
-        return numbers.astype("int64")
-    return pd.to_numeric(column).astype("float64")
-
-
-def _texts(column: pd.Series) -> pd.Series:
-    """Return a column as text, empty where a value is missing."""
-    return column.map(_as_text, na_action="ignore").astype(object).where(column.notna(), "")
-
-
-def _as_text(value: object) -> str | float:
-    """Return a value as text, a whole float without its ``.0`` and a missing value as it is."""
-    if isinstance(value, float | np.floating):
-        if np.isnan(value):
-            return float("nan")
-        return str(int(value)) if float(value).is_integer() else str(value)
-    return value if isinstance(value, str) else str(value)
 
 
 def _from_npz(path: Path) -> Manifest:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,14 @@ from medprobe.store_writer import create_store, write_block
 pytest_plugins = ["parity"]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def id_key() -> Iterator[None]:
+    """Keep the identifiers' key of whoever runs the tests out of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDPROBE_ID_KEY", "a secret of the tests")
+        yield
 
 
 @pytest.fixture(scope="session")

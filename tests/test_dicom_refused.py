@@ -39,8 +39,8 @@ from medprobe.images.dicom import (
     read_dicom,
     stored_values,
 )
-from medprobe.images.dicom_values import WINDOWS
 from medprobe.images.raster import MAX_PIXELS, ImageError
+from medprobe.images.window import WINDOWS
 
 pydicom = pytest.importorskip("pydicom", reason="needs pydicom: pip install 'medprobe[dicom]'")
 imagecodecs = pytest.importorskip("imagecodecs", reason="needs imagecodecs: pip install 'medprobe[dicom]'")

@@ -27,6 +27,22 @@ def embed(
     keep_col: Annotated[
         list[str] | None, typer.Option(help="Keep a column that looks as if it named a person.")
     ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Table of labels for a folder, joined by path, file name or DICOM identifier.")
+    ] = None,
+    labels_key: Annotated[str | None, typer.Option(help="Its column to join by. (default: found by its name)")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="DICOM attribute that becomes a column, e.g. StudyDate; may be repeated.")
+    ] = None,
+    keep_ids: Annotated[
+        bool, typer.Option("--keep-ids", help="Keep paths and patients of DICOM files, not keyed hashes of them.")
+    ] = False,
+    frames: Annotated[
+        str | None, typer.Option(help="Of files of several frames: first, middle, all or every:N.")
+    ] = None,
+    window: Annotated[
+        str, typer.Option(help="Grey values of DICOM files: file, lung, bone, mammo ..., -600,1500 or p1-99.")
+    ] = "file",
     weights: Annotated[str | None, typer.Option(help="Checkpoint file for the one model.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Another input size than the encoder's own.")] = None,
     exact_decode: Annotated[bool, typer.Option("--exact-decode", help="Decode large JPEG files in full.")] = False,
@@ -77,6 +93,12 @@ def embed(
             group_col=group_col,
             split_col=split_col,
             keep_cols=keep_col or (),
+            labels=labels,
+            labels_key=labels_key,
+            tags=tag or (),
+            keep_ids=keep_ids,
+            frames=frames,
+            window=window,
             weights=weights,
             image_size=image_size,
             exact_decode=exact_decode,

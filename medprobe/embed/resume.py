@@ -7,7 +7,8 @@ import logging
 import numpy as np
 
 from medprobe.errors import DataError
-from medprobe.images.raster import ImageError, content_digest, read_source
+from medprobe.images.decode import opened
+from medprobe.images.raster import ImageError, content_digest
 from medprobe.images.sources import ImageSource, Payload
 from medprobe.store import FeatureStore
 
@@ -59,6 +60,6 @@ def _changed_rows(store: FeatureStore, index: int, images: ImageSource, check_di
 
 def _digest(payload: Payload) -> np.ndarray:
     try:
-        return content_digest(read_source(payload) if isinstance(payload, str) else payload)
+        return content_digest(*opened(payload))
     except ImageError:
         return np.zeros(0, dtype=np.uint8)

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from medprobe.encoders.registry import load_encoder
 from medprobe.errors import DataError, UsageError
 from medprobe.images.decode import Decoder, decode, default_workers
 from medprobe.images.geometry import Geometry
+from medprobe.images.window import FILE, parse_window
 from medprobe.manifest import Manifest, read_manifest
 from medprobe.store import FeatureStore
 
@@ -67,6 +68,12 @@ def embed(
     group_col: str | None = None,
     split_col: str | None = None,
     keep_cols: Sequence[str] = (),
+    labels: str | os.PathLike[str] | None = None,
+    labels_key: str | None = None,
+    tags: Sequence[str] = (),
+    keep_ids: bool = False,
+    frames: str | None = None,
+    window: str = "file",
     weights: str | None = None,
     image_size: int | None = None,
     exact_decode: bool = False,
@@ -98,6 +105,13 @@ def embed(
         group_col: Column of patients (recorded; ``"none"`` for no grouping).
         split_col: Column with train, val and test (recorded; ``"none"`` for none).
         keep_cols: Columns to keep although they look as if they named a person.
+        labels: A table of labels for a folder of images; see :func:`~medprobe.manifest.read_manifest`.
+        labels_key: Its column to join by.
+        tags: DICOM attributes that become columns.
+        keep_ids: Keep paths and identifiers of DICOM files as they are, not as keyed hashes.
+        frames: Which frames of files of several are samples: ``first``, ``middle``, ``all`` or ``every:N``.
+        window: How grey values of DICOM files are shown: ``file`` (its own), ``lung``, ``bone``, ``mammo`` and other names,
+            centre and width such as ``-600,1500``, or percentiles such as ``p1-99``.
         weights: A checkpoint file for the one model that is named.
         image_size: Another input size than the encoder's own.
         exact_decode: Decode large JPEG files in full.
@@ -132,6 +146,11 @@ def embed(
             group_col=group_col,
             split_col=split_col,
             keep_cols=keep_cols,
+            labels=labels,
+            labels_key=labels_key,
+            tags=tags,
+            keep_ids=keep_ids,
+            frames=frames,
         )
     )
     manifest = manifest.head(limit)
@@ -149,6 +168,11 @@ def embed(
     mode = parse_normalize(normalize)
     options = LoadOptions(weights=weights, image_size=image_size, exact_decode=exact_decode)
     encoders = [m if isinstance(m, Encoder) else load_encoder(m, options) for m in names]
+    shown = parse_window(window)
+    for encoder in encoders:
+        if shown != FILE:  # an encoder that is handed over may have a window of its own
+            geometry = replace(encoder.preprocess.geometry, window=shown)
+            encoder.preprocess = replace(encoder.preprocess, geometry=geometry)
     if len({e.name for e in encoders}) != len(encoders):
         raise UsageError("--model: the same encoder is named twice")
     if tokens:

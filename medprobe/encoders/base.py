@@ -46,7 +46,7 @@ class Preprocess:
             "std": list(self.std),
             "normalization": self.normalization,
             "colour": COLOUR_RULE,
-            "dicom": f"window file; {DICOM_RULE}",
+            "dicom": DICOM_RULE,
             "range": "0..1 before mean and std",
         }
 

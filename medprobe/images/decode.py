@@ -24,7 +24,7 @@ import numpy as np
 
 from medprobe.images.geometry import Geometry
 from medprobe.images.raster import DIGEST_BYTES, ImageError, content_digest, read_rgb, read_source
-from medprobe.images.sources import Payload
+from medprobe.images.sources import Frame, Payload
 
 CHUNK = 24  # images: with two chunks in flight, enough to go on reading while a batch is encoded
 # Chunks in flight for each worker: one at work and one at hand. No more than that fit loky's queue of calls, and what waits
@@ -62,9 +62,9 @@ def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry]) -> Decod
     reasons = []
     for i, payload in enumerate(payloads):
         try:
-            source = read_source(payload) if isinstance(payload, str) else payload
-            digests[i] = content_digest(source)
-            size, found = read_rgb(source, geometries)
+            source, frame = opened(payload)
+            digests[i] = content_digest(source, frame)
+            size, found = read_rgb(source, geometries, frame)
             for images, looks, image in zip(pixels, appearance, found, strict=True):
                 images.append(image)
                 looks[i] = *size, image[::4, ::4].mean(), image[::4, ::4].std()
@@ -76,6 +76,20 @@ def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry]) -> Decod
         for images, geometry in zip(pixels, geometries, strict=True)
     ]
     return Decoded(stacks, readable, digests, appearance, reasons)
+
+
+def opened(payload: Payload) -> tuple[bytes | np.ndarray, int | None]:
+    """Return a file's bytes, or pixels, and the number of the frame that is meant.
+
+    Raises:
+        ImageError: The file cannot be read.
+
+    """
+    if isinstance(payload, np.ndarray):
+        return payload, None
+    if isinstance(payload, Frame):
+        return read_source(payload.path), payload.number
+    return read_source(payload), None
 
 
 class Decoder:

@@ -25,15 +25,13 @@ from medprobe.images.dicom_header import Header, pixel_header, pixel_value, read
 from medprobe.images.dicom_meaning import grey_scale, palette, spacing
 from medprobe.images.dicom_values import (
     DICOM_RULE,
-    FILE,
-    Window,
-    parse_window,
     to_colour,
     to_grey,
     to_palette,
     ybr_to_rgb,
 )
 from medprobe.images.raster import MAX_PIXELS, ImageError, read_source
+from medprobe.images.window import FILE, Window, parse_window
 
 __all__ = [
     "DICOM_RULE",

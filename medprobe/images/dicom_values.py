@@ -6,16 +6,15 @@ Nothing in here knows of files. Grey of up to 16 bits is computed once for each 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medprobe.errors import UsageError
 from medprobe.images.raster import ImageError
+from medprobe.images.window import FILE, Window
 
 Doubles = NDArray[np.float64]
 
@@ -30,77 +29,6 @@ _PIXELS = 1 << 20  # counted at a time
 _RGB_FROM_YBR = np.array(
     [[1.0, 1.0, 1.0], [0.0, -0.114 * 1.772 / 0.587, 1.772], [1.402, -0.299 * 1.402 / 0.587, 0.0]], dtype=np.float32
 )
-
-
-@dataclass(frozen=True)
-class Window:
-    """How grey values become 0..255.
-
-    Attributes:
-        kind: ``file`` follows the file, ``fixed`` is a centre and a width in the file's units (Hounsfield units in CT),
-            ``percentile`` a low and a high percentile of each frame without its padding.
-        values: Centre and width, or the two percentiles.
-
-    """
-
-    kind: Literal["file", "fixed", "percentile"] = "file"
-    values: tuple[float, float] | None = None
-
-    def __str__(self) -> str:
-        """Return what :func:`parse_window` reads."""
-        if self.values is None:
-            return self.kind
-        first, second = (f"{v:.12g}" for v in self.values)
-        return f"{first},{second}" if self.kind == "fixed" else f"p{first}-{second}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return every value as plain JSON types."""
-        if self.values is None:
-            return {"kind": self.kind}
-        names = ("center", "width") if self.kind == "fixed" else ("low", "high")
-        return {"kind": self.kind, **dict(zip(names, self.values, strict=True))}
-
-
-FILE = Window()
-
-# Centres and widths in Hounsfield units, as radiologists commonly set them for CT.
-WINDOWS = {
-    "abdomen": Window("fixed", (50.0, 400.0)),
-    "bone": Window("fixed", (400.0, 1800.0)),
-    "brain": Window("fixed", (40.0, 80.0)),
-    "liver": Window("fixed", (30.0, 150.0)),
-    "lung": Window("fixed", (-600.0, 1500.0)),
-    # Mammograms have no common unit: a centre and width would suit one maker's machine and ruin another's.
-    "mammo": Window("percentile", (0.1, 99.9)),
-    "mediastinum": Window("fixed", (50.0, 350.0)),
-    "subdural": Window("fixed", (75.0, 215.0)),
-}
-
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
-_FIXED = re.compile(rf"({_NUMBER}),({_NUMBER})")
-_PERCENTILE = re.compile(r"p(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)")
-
-
-def parse_window(text: str) -> Window:
-    """Return the window that a user writes: ``file``, a name such as ``lung``, ``-600,1500`` or ``p1-99``.
-
-    Raises:
-        UsageError: It is none of these, a width that is not above 0, or percentiles that do not rise within 0..100.
-
-    """
-    plain = text.strip().lower().replace(" ", "")
-    if plain == "file":
-        return FILE
-    if plain in WINDOWS:
-        return WINDOWS[plain]
-    if (match := _FIXED.fullmatch(plain)) and float(match[2]) > 0:
-        return Window("fixed", (float(match[1]), float(match[2])))
-    if (match := _PERCENTILE.fullmatch(plain)) and 0 <= float(match[1]) < float(match[2]) <= 100:
-        return Window("percentile", (float(match[1]), float(match[2])))
-    raise UsageError(
-        f"window {text!r}: give 'file', a name ({', '.join(WINDOWS)}), a centre and a width (-600,1500) or two "
-        "percentiles (p1-99)"
-    )
 
 
 @dataclass(frozen=True)

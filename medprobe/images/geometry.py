@@ -1,4 +1,4 @@
-"""From a decoded picture to the pixels that an encoder sees: resize and crop, spelled out."""
+"""From a picture to the pixels that an encoder sees: window, resize and crop, spelled out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from PIL import Image
+
+from medprobe.images.window import FILE, Window
 
 Crop = Literal["center", "none", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -29,6 +31,7 @@ class Geometry:
             is, ``pad`` fits the whole image inside ``size`` and centres it on black (``resize`` is not used).
         interpolation: Filter of the resize.
         exact_decode: Decode a JPEG in full even where it is far larger than needed.
+        window: How grey values of a DICOM file become 0..255.
 
     """
 
@@ -37,6 +40,7 @@ class Geometry:
     crop: Crop = "center"
     interpolation: Interpolation = "bicubic"
     exact_decode: bool = False
+    window: Window = FILE
 
     def to_dict(self) -> dict[str, Any]:
         """Return every value as plain JSON types."""
@@ -47,6 +51,7 @@ class Geometry:
             "crop": self.crop,
             "interpolation": self.interpolation,
             "antialias": True,
+            "window": str(self.window),
             "jpeg_decode": "exact" if self.exact_decode else "reduced to no less than twice the resized shorter side",
         }
 

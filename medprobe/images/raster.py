@@ -9,16 +9,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
 
 from medprobe.errors import DataError
 from medprobe.images.geometry import Geometry
+from medprobe.images.window import Window
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".dcm", ".dicom"}
 )
+_SEVERAL = "several frames ({}): --frames first, middle, all or every:N chooses"
 _DICM = slice(128, 132)  # where a DICOM file says that it is one
 # Pillow's own, beyond which it warns of a decompression bomb; here that warning is an error.
 MAX_PIXELS = 89_478_485
@@ -83,9 +86,11 @@ def read_source(path: str | Path) -> bytes:
     return data
 
 
-def content_digest(source: bytes | np.ndarray) -> np.ndarray:
-    """Return the BLAKE2b digest of a file's bytes or an array's shape, dtype and values, uint8 (16,)."""
+def content_digest(source: bytes | np.ndarray, frame: int | None = None) -> np.ndarray:
+    """Return the BLAKE2b digest of a file's bytes and a frame's number, or of an array, its shape and dtype, uint8 (16,)."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    if frame is not None:
+        digest.update(f"frame {frame}\n".encode())
     if isinstance(source, np.ndarray):
         digest.update(f"{source.dtype.str}{source.shape}".encode())
         source = np.ascontiguousarray(source).tobytes()
@@ -98,7 +103,9 @@ def load_rgb(source: bytes | np.ndarray, geometries: Sequence[Geometry]) -> list
     return read_rgb(source, geometries)[1]
 
 
-def read_rgb(source: bytes | np.ndarray, geometries: Sequence[Geometry]) -> tuple[tuple[int, int], list[np.ndarray]]:
+def read_rgb(
+    source: bytes | np.ndarray, geometries: Sequence[Geometry], frame: int | None = None
+) -> tuple[tuple[int, int], list[np.ndarray]]:
     """Return the image's own height and width, and the image once for each geometry, uint8 (height, width, 3).
 
     It is decoded once. A JPEG that is much larger than needed is decoded at a half, a quarter or an eighth of its size,
@@ -108,20 +115,21 @@ def read_rgb(source: bytes | np.ndarray, geometries: Sequence[Geometry]) -> tupl
 
     Args:
         source: A file's bytes, or pixels (H, W), (H, W, 1) or (H, W, 3) as uint8 or uint16.
-        geometries: What is wanted.
+        geometries: What is wanted; they share one window.
+        frame: Which frame of a file of several, from 0; None for a file of one.
 
     Raises:
         ImageError: The source is no image that can be used, with the reason; no other exception whatever the bytes.
         UsageError: It is DICOM, and the packages that read it are not installed.
 
     """
-    pixels = _of_dicom(source) if isinstance(source, bytes) and source[_DICM] == b"DICM" else source
+    pixels = _of_dicom(source, geometries[0].window, frame) if _is_dicom(source) else source
     with _reasons():
         if isinstance(pixels, np.ndarray):
             image = _from_array(pixels)
             width, height = image.size
         else:
-            image, (width, height) = _decode(pixels, geometries)
+            image, (width, height) = _decode(pixels, geometries, frame)
         own = height, width
         for geometry in geometries:
             width, height = geometry.resized(*image.size)
@@ -130,14 +138,43 @@ def read_rgb(source: bytes | np.ndarray, geometries: Sequence[Geometry]) -> tupl
         return own, [np.asarray(geometry.apply(image)) for geometry in geometries]
 
 
-def _of_dicom(data: bytes) -> np.ndarray:
-    """Return the one frame of a DICOM file as its own window shows it, uint8 (H, W, 3)."""
+def count_frames(path: str) -> int:
+    """Return how many pictures a file holds; their pixels are not decoded.
+
+    Raises:
+        ImageError: It cannot be read, or is no image.
+        UsageError: It is DICOM, and the packages that read it are not installed.
+
+    """
+    data = read_source(path)
+    if _is_dicom(data):
+        from medprobe.images.dicom import n_frames
+
+        return n_frames(data)
+    with _reasons():
+        return int(getattr(Image.open(io.BytesIO(data), formats=_FORMATS), "n_frames", 1))
+
+
+def is_dicom_file(path: str | Path) -> bool:
+    """Return whether a file says that it is one of DICOM; one that cannot be read does not."""
+    try:
+        with Path(path).open("rb") as file:
+            return _is_dicom(file.read(_DICM.stop))
+    except (OSError, ValueError):
+        return False
+
+
+def _is_dicom(source: bytes | np.ndarray) -> TypeGuard[bytes]:
+    return isinstance(source, bytes) and source[_DICM] == b"DICM"
+
+
+def _of_dicom(data: bytes, window: Window, frame: int | None) -> np.ndarray:
+    """Return a frame of a DICOM file, or its only one, as the window shows it, uint8 (H, W, 3)."""
     from medprobe.images.dicom import n_frames, read_dicom
 
-    n = n_frames(data)
-    if n > 1:
-        raise ImageError(f"several frames ({n}): save the one that is meant as a file of its own")
-    return read_dicom(data)
+    if frame is None and (n := n_frames(data)) > 1:
+        raise ImageError(_SEVERAL.format(n))
+    return read_dicom(data, frame=frame or 0, window=window)
 
 
 @contextmanager
@@ -166,13 +203,18 @@ def _reasons() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
 
 
-def _decode(data: bytes, geometries: Sequence[Geometry]) -> tuple[Image.Image, tuple[int, int]]:
+def _decode(data: bytes, geometries: Sequence[Geometry], frame: int | None) -> tuple[Image.Image, tuple[int, int]]:
     """Return a file's picture, perhaps reduced, and the width and height that it has in the file."""
     if not data:
         raise ImageError("empty file")
     image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    if (n_frames := getattr(image, "n_frames", 1)) > 1:
-        raise ImageError(f"several frames ({n_frames}): save the one that is meant as a file of its own")
+    n = getattr(image, "n_frames", 1)
+    if frame is None and n > 1:
+        raise ImageError(_SEVERAL.format(n))
+    if frame is not None:
+        if frame >= n:
+            raise ImageError("no such frame")
+        image.seek(frame)
     width, height = image.size
     if image.format == "JPEG" and not any(g.exact_decode for g in geometries):
         _reduce(image, geometries)

@@ -17,8 +17,17 @@ from medprobe.errors import DataError
 # What zipfile and numpy raise for a damaged member; ValueError also for one that would need pickle.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError)
 
-# What a decoding worker gets for a row: a path that it opens itself, or the pixels.
-Payload = str | np.ndarray
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a file of several, counted from 0."""
+
+    path: str
+    number: int
+
+
+# What a decoding worker gets for a row: a path or a frame that it opens itself, or the pixels.
+Payload = str | Frame | np.ndarray
 
 
 class ImageSource(Protocol):
@@ -27,7 +36,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def payload(self, row: int) -> Payload:
-        """Return the path of an image, or its array (H, W), (H, W, 1) or (H, W, 3)."""
+        """Return the path of an image, a frame of a file, or an array (H, W), (H, W, 1) or (H, W, 3)."""
         ...
 
     def stamp(self, row: int) -> tuple[int, int]:
@@ -41,16 +50,24 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class FileImages:
-    """One file an image."""
+    """One file an image, or one frame of a file.
+
+    Attributes:
+        paths: The file of each image.
+        frames: The number of each one's frame, None for a file of one picture.
+
+    """
 
     paths: Sequence[str]
+    frames: Sequence[int | None] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def payload(self, row: int) -> Payload:
-        """Return the path."""
-        return self.paths[row]
+        """Return the path, or the frame."""
+        number = None if self.frames is None else self.frames[row]
+        return self.paths[row] if number is None else Frame(self.paths[row], number)
 
     def stamp(self, row: int) -> tuple[int, int]:
         """Return size and time of change of the file."""
@@ -62,7 +79,7 @@ class FileImages:
 
     def head(self, limit: int) -> FileImages:
         """Return the first ``limit`` files."""
-        return FileImages(self.paths[:limit])
+        return FileImages(self.paths[:limit], None if self.frames is None else self.frames[:limit])
 
 
 @dataclass

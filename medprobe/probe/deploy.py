@@ -182,6 +182,7 @@ def _encoder(name: str, preprocess: Mapping[str, Any], weights: str | None) -> E
     """Return the encoder with the preprocessing that a store has recorded."""
     from medprobe.encoders.base import LoadOptions
     from medprobe.encoders.registry import load_encoder
+    from medprobe.images.window import parse_window
 
     options = LoadOptions(weights=weights, exact_decode=preprocess["jpeg_decode"] == "exact")
     encoder = load_encoder(name, options)
@@ -189,5 +190,6 @@ def _encoder(name: str, preprocess: Mapping[str, Any], weights: str | None) -> E
         encoder = load_encoder(name, replace(options, image_size=preprocess["size"][0]))
     mean, std = tuple(preprocess["mean"]), tuple(preprocess["std"])
     normalization = str(preprocess["normalization"])
-    encoder.preprocess = replace(encoder.preprocess, mean=mean, std=std, normalization=normalization)
+    geometry = replace(encoder.preprocess.geometry, window=parse_window(preprocess["window"]))
+    encoder.preprocess = replace(encoder.preprocess, geometry=geometry, mean=mean, std=std, normalization=normalization)
     return encoder
