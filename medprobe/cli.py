@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from medprobe.commands import about, check, embed, probe, results, stores
+from medprobe.commands import about, check, data, embed, probe, results, stores
 from medprobe.commands.options import FAILED, INTERRUPTED, USAGE
 from medprobe.errors import MedprobeError, UsageError
 
@@ -71,6 +71,7 @@ for command in (
     stores.info,
     stores.verify,
     stores.export,
+    data.data,
     about.models,
     about.doctor,
     about.demo,

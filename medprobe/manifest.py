@@ -74,6 +74,7 @@ def read_manifest(
     group_col: str | None = None,
     split_col: str | None = None,
     keep_cols: Sequence[str] = (),
+    dataset: str | None = None,
     labels: str | os.PathLike[str] | None = None,
     labels_key: str | None = None,
     tags: Sequence[str] = (),
@@ -94,6 +95,7 @@ def read_manifest(
             switches it off.
         split_col: Column with train, val and test; ``"none"`` for none.
         keep_cols: Columns to keep although they look as if they named a person.
+        dataset: Which known data set the folder is, recognised by its layout unless given; ``"none"`` for none.
         labels: A table of labels for a folder, joined by path, file name, or a DICOM identifier.
         labels_key: Its column to join by, found by its name unless given.
         tags: DICOM attributes of a folder's files that become columns, by keyword or number.
@@ -106,13 +108,22 @@ def read_manifest(
 
     """
     path = Path(data)
-    given = {"--labels": labels, "--labels-key": labels_key, "--tag": tags, "--keep-ids": keep_ids}
+    given = {
+        "--labels": labels,
+        "--labels-key": labels_key,
+        "--tag": tags,
+        "--keep-ids": keep_ids,
+        "--dataset": dataset,
+    }
     if not path.is_dir() and (flag := next((flag for flag, value in given.items() if value), None)):
         raise UsageError(f"{flag}: goes with a folder of images")
     if path.is_dir():
+        from medprobe.datasets import read_dataset, recognise
         from medprobe.folder import read_folder
 
-        manifest = read_folder(
+        plain = dataset == "none" or labels is not None
+        known = read_dataset(dataset, path) if dataset not in {None, "none"} else None if plain else recognise(path)
+        manifest = known or read_folder(
             path,
             tags=tags,
             keep_ids=keep_ids,
@@ -178,7 +189,9 @@ def _with_roles(
                 raise UsageError(f"{flag} {column}: no such column; there are: {', '.join(columns)}")
     notes = list(manifest.notes)
     group = None if group_col == "none" else group_col
-    if group_col is None:
+    if group_col is None and manifest.roles.group is not None:
+        group = manifest.roles.group
+    elif group_col is None:
         group = next((c for c in columns if c.lower() in GROUP_COLUMNS), None)
         if group is not None:
             notes.append(

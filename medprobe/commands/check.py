@@ -20,6 +20,9 @@ def check(
     label_col: Annotated[list[str] | None, typer.Option(help="Column that is a label; may be repeated.")] = None,
     group_col: Annotated[str | None, typer.Option(help="Column of patients; 'none' for no grouping.")] = None,
     split_col: Annotated[str | None, typer.Option(help="Column with train, val and test; 'none' for none.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Known data set that the folder is (medprobe data); none. (default: recognised)")
+    ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="Table of labels for a folder, joined by path, file name or DICOM identifier.")
     ] = None,
@@ -50,6 +53,7 @@ def check(
             label_cols=label_col or (),
             group_col=group_col,
             split_col=split_col,
+            dataset=dataset,
             labels=labels,
             labels_key=labels_key,
             keep_ids=keep_ids,

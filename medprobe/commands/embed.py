@@ -27,6 +27,9 @@ def embed(
     keep_col: Annotated[
         list[str] | None, typer.Option(help="Keep a column that looks as if it named a person.")
     ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Known data set that the folder is (medprobe data); none. (default: recognised)")
+    ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="Table of labels for a folder, joined by path, file name or DICOM identifier.")
     ] = None,
@@ -93,6 +96,7 @@ def embed(
             group_col=group_col,
             split_col=split_col,
             keep_cols=keep_col or (),
+            dataset=dataset,
             labels=labels,
             labels_key=labels_key,
             tags=tag or (),

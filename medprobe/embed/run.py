@@ -68,6 +68,7 @@ def embed(
     group_col: str | None = None,
     split_col: str | None = None,
     keep_cols: Sequence[str] = (),
+    dataset: str | None = None,
     labels: str | os.PathLike[str] | None = None,
     labels_key: str | None = None,
     tags: Sequence[str] = (),
@@ -105,6 +106,7 @@ def embed(
         group_col: Column of patients (recorded; ``"none"`` for no grouping).
         split_col: Column with train, val and test (recorded; ``"none"`` for none).
         keep_cols: Columns to keep although they look as if they named a person.
+        dataset: Which known data set a folder is; recognised by its layout unless given, ``none`` for none.
         labels: A table of labels for a folder of images; see :func:`~medprobe.manifest.read_manifest`.
         labels_key: Its column to join by.
         tags: DICOM attributes that become columns.
@@ -146,6 +148,7 @@ def embed(
             group_col=group_col,
             split_col=split_col,
             keep_cols=keep_cols,
+            dataset=dataset,
             labels=labels,
             labels_key=labels_key,
             tags=tags,
