@@ -74,6 +74,13 @@ def embed(
         bool, typer.Option("--overwrite", help="Delete stores that are there and start again.")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(help="Which of --world-size processes this is, from 0. (default: torchrun's or srun's)"),
+    ] = None,
+    world_size: Annotated[
+        int | None, typer.Option(help="Processes that make one store together, each its own blocks.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Embed every image with every encoder, once; run again, it finishes what is missing."""
@@ -118,6 +125,8 @@ def embed(
             check_digest=check == "digest",
             overwrite=overwrite,
             limit=limit,
+            rank=rank,
+            world_size=world_size,
             progress=progress.update,
         )
     if json:
@@ -125,9 +134,11 @@ def embed(
     else:
         for r in reports:
             rate = f", {r.embedded / r.seconds:.0f} images/s" if r.embedded and r.seconds else ""
-            done = "was complete" if not r.embedded else f"embedded {r.embedded} images in {r.precision}{rate}"
+            nothing = "nothing to do for this rank" if r.missing else "was complete"
+            done = nothing if not r.embedded else f"embedded {r.embedded} images in {r.precision}{rate}"
             failed = f"; {r.failures} could not be used (medprobe info {r.path})" if r.failures else ""
-            typer.echo(f"{r.path}: {done}{failed}")
+            left = f"; {r.missing} blocks are still to be made (medprobe info --missing {r.path})" if r.missing else ""
+            typer.echo(f"{r.path}: {done}{failed}{left}")
     if any(r.failures for r in reports):
         raise typer.Exit(SKIPPED)
 

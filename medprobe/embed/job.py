@@ -107,6 +107,7 @@ def prepare(
     batch_size: int | None,
     block_rows: int,
     overwrite: bool,
+    update: bool = True,
 ) -> Job:
     """Return the job for one encoder: its store made, or the one that is there checked and brought up to date.
 
@@ -122,6 +123,7 @@ def prepare(
         batch_size: Images a forward pass, None to choose.
         block_rows: Rows of a block, for a store that is made here.
         overwrite: Delete the store that is there.
+        update: Bring the columns of a store that is there up to date: one process does that, not several.
 
     Raises:
         DataError: The store that is there was made from other images, weights or preprocessing.
@@ -140,7 +142,7 @@ def prepare(
     if is_there and not overwrite:
         store = FeatureStore(path, partial=True)
         _check_same(store, manifest, provenance, precision, device, dtype)
-        if replace_samples(store, manifest.samples, _roles(manifest)):
+        if update and replace_samples(store, manifest.samples, _roles(manifest)):
             log.info("%s: labels and other columns brought up to date; nothing is embedded again for that", path.name)
             store = FeatureStore(path, partial=True)
         return Job(encoder, store, size)
@@ -170,6 +172,8 @@ def prepare(
         card={**encoder.card.to_dict(), "parameters": str(encoder.n_parameters)},
         versions=versions(),
     )
+    if store.plan != plan:  # another process was first
+        _check_same(store, manifest, provenance, precision, device, dtype)
     return Job(encoder, store, size)
 
 

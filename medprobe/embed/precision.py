@@ -16,8 +16,12 @@ MIN_COSINE = 0.999
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(device: str = "auto") -> torch.device:
-    """Return the device to compute on: ``auto`` is the first CUDA device, Apple's, or the CPU.
+def choose_device(device: str = "auto", local_rank: int = 0) -> torch.device:
+    """Return the device to compute on: ``auto`` is a CUDA device, Apple's, or the CPU.
+
+    Args:
+        device: ``auto``, or a device's name.
+        local_rank: Rank among the processes of this machine: each takes the next of its CUDA devices.
 
     Raises:
         UsageError: The device is not one, or is not there.
@@ -25,7 +29,7 @@ def choose_device(device: str = "auto") -> torch.device:
     """
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda", local_rank % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,8 +16,16 @@ from medprobe.store import FeatureStore
 log = logging.getLogger("medprobe")
 
 
-def blocks_to_do(store: FeatureStore, images: ImageSource, *, check_digest: bool = False) -> list[int]:
+def blocks_to_do(
+    store: FeatureStore,
+    images: ImageSource,
+    *,
+    mine: Callable[[int], bool] = lambda block: True,
+    check_digest: bool = False,
+) -> list[int]:
     """Return the blocks to make: missing ones, damaged ones, and ones whose unreadable images have changed since.
+
+    Only those that are ``mine`` are looked at: another process may be at the others.
 
     An image counts as changed when its file's size or time differs from the record and its bytes do too; with
     ``check_digest`` the bytes of all are compared.
@@ -25,12 +34,12 @@ def blocks_to_do(store: FeatureStore, images: ImageSource, *, check_digest: bool
         DataError: An image that has features is not the one that they were made from.
 
     """
-    damaged = store.damaged_blocks()
+    damaged = [index for index in store.damaged_blocks() if mine(index)]
     if damaged:
         log.warning("%s: %d damaged blocks are made again", store.path.name, len(damaged))
-    to_do = {*store.missing_blocks, *damaged}
+    to_do = {*filter(mine, store.missing_blocks), *damaged}
     changed: list[int] = []
-    for index in sorted(store.commits.keys() - to_do):
+    for index in filter(mine, sorted(store.commits.keys() - to_do)):
         failed = {failure.row for failure in store.commits[index].failures}
         differing = _changed_rows(store, index, images, check_digest)
         if failed.intersection(differing):

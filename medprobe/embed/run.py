@@ -16,6 +16,7 @@ from medprobe.embed.job import Job, prepare
 from medprobe.embed.normalize import ENCODER, channel_statistics, parse_normalize, with_normalization
 from medprobe.embed.pipeline import Progress, fill_blocks
 from medprobe.embed.precision import choose_device
+from medprobe.embed.ranks import share_of
 from medprobe.embed.resume import blocks_to_do
 from medprobe.encoders.base import Encoder, LoadOptions
 from medprobe.encoders.registry import load_encoder
@@ -42,7 +43,8 @@ class EmbedReport:
         encoder: The encoder's name.
         path: The store.
         samples: Rows of the manifest.
-        embedded: Rows embedded by this call; the others were there.
+        embedded: Rows embedded by this call; the others were there, or are other ranks'.
+        missing: Blocks that are still to be made, by other ranks.
         failures: Rows without features, for reasons that the store keeps.
         precision: What the encoder computed in.
         seconds: Time that this call took for all encoders together, after the encoders were loaded.
@@ -53,6 +55,7 @@ class EmbedReport:
     path: Path
     samples: int
     embedded: int
+    missing: int
     failures: int
     precision: str
     seconds: float
@@ -90,6 +93,8 @@ def embed(
     check_digest: bool = False,
     overwrite: bool = False,
     limit: int | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[EmbedReport]:
     """Embed every image of a data set with every model and return a report for each; images are decoded once for all.
@@ -131,6 +136,8 @@ def embed(
         check_digest: Compare every image with its digest in the store instead of size and time of change.
         overwrite: Delete stores that are there.
         limit: Only the first so many images.
+        rank: Which of several processes this one is, from 0; of torchrun or srun unless given.
+        world_size: Number of processes that make one store together, each its own blocks.
         progress: Called after every batch.
 
     Raises:
@@ -167,6 +174,13 @@ def embed(
     for flag, value in (("--batch-size", batch_size), ("--block-rows", block_rows), ("--image-size", image_size)):
         if value is not None and value < 1:
             raise UsageError(f"{flag} {value}: at least 1")
+    share = share_of(rank, world_size)
+    if share.world_size > 1:
+        log.info("rank %d of %d: every %s block is made here", share.rank, share.world_size, _nth(share.world_size))
+        if overwrite:
+            raise UsageError(
+                "--overwrite: not with several ranks, each of which would delete what the others have made"
+            )
     allowed = failure_limit(max_failures, len(manifest))
     mode = parse_normalize(normalize)
     options = LoadOptions(weights=weights, image_size=image_size, exact_decode=exact_decode)
@@ -180,7 +194,7 @@ def embed(
         raise UsageError("--model: the same encoder is named twice")
     if tokens:
         encoders = [encoder.with_tokens() for encoder in encoders]
-    chosen = choose_device(device)
+    chosen = choose_device(device, share.local_rank)
     with Decoder(default_workers() if workers is None else workers) as decoder:
         jobs = []
         statistics = cache(partial(channel_statistics, manifest, decoder))  # one reading of the images for all encoders
@@ -200,13 +214,18 @@ def embed(
                     batch_size=batch_size,
                     block_rows=block_rows,
                     overwrite=overwrite,
+                    update=share.rank == 0,
                 )
             )
-        to_do = [blocks_to_do(job.store, manifest.images, check_digest=check_digest) for job in jobs]
+        to_do = [blocks_to_do(job.store, manifest.images, mine=share.has, check_digest=check_digest) for job in jobs]
         started = time.perf_counter()
         fill_blocks(manifest, jobs, to_do, decoder, allowed, progress)
     seconds = time.perf_counter() - started
     return [_report(job, blocks, seconds) for job, blocks in zip(jobs, to_do, strict=True)]
+
+
+def _nth(n: int) -> str:
+    return {2: "second", 3: "third"}.get(n, f"{n}th")
 
 
 def store_path(out: Path, encoder: str) -> Path:
@@ -257,6 +276,7 @@ def _report(job: Job, blocks: Sequence[int], seconds: float) -> EmbedReport:
         path=store.path,
         samples=store.plan.rows,
         embedded=rows,
+        missing=len(store.missing_blocks),
         failures=len(store.failures),
         precision=store.plan.precision,
         seconds=seconds,
