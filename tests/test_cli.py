@@ -14,6 +14,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
+import medprobe
 from medprobe.cli import app
 from medprobe.store import open_store
 
@@ -229,3 +230,8 @@ def test_an_interrupt_of_workers_and_all_leaves_one_sentence(tmp_path):
     assert process.returncode == 4, said
     assert "run the same command again" in said
     assert "Traceback" not in said
+
+
+def test_python_m_medprobe_is_the_command():
+    said = subprocess.run([sys.executable, "-m", "medprobe", "--version"], check=True, capture_output=True, text=True)
+    assert said.stdout.strip() == medprobe.__version__

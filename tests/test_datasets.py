@@ -243,7 +243,7 @@ def test_a_data_set_that_is_not_there_says_where_it_is(tmp_path):
     with pytest.raises(DataError, match=r"none of its 1 images is there \(first: abc\.png\)"):
         medprobe.read_manifest(tmp_path)
     (tmp_path / "train.csv").write_text("id,diagnosis\nabc,1\n")
-    with pytest.raises(DataError, match=r"train\.csv: no column 'id_code'"):
+    with pytest.raises(DataError, match=r"train\.csv: no column 'id_code'.*--dataset none"):
         medprobe.read_manifest(tmp_path)
     isic(tmp_path / "i", 6, metadata=False)
     with pytest.raises(DataError, match=r"ISIC_2019_Training_Metadata\.csv: could not be read"):

@@ -54,12 +54,15 @@ def predict(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="CSV to write. (default: the screen)")] = None,
     weights: Annotated[str | None, typer.Option(help="Checkpoint file of the encoder, for images.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps, for images.")] = "auto",
+    frames: Annotated[
+        str | None, typer.Option(help="Of files of several frames: first, middle, all or every:N.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Apply a saved probe to stored features of the same encoder, or to images."""
     from medprobe.probe.deploy import predict as run
 
-    table = run(model, data, weights=weights, device=device)
+    table = run(model, data, weights=weights, device=device, frames=frames)
     if out is not None:
         table.to_csv(out, index=False)
         typer.echo(f"{out}: {len(table)} predictions", err=True)

@@ -133,11 +133,16 @@ def recognise(root: Path) -> Manifest | None:
     """Return the manifest of a known data set in a folder, or None where there is none.
 
     Raises:
-        DataError: It is one, and a table of it is damaged or none of its images are there.
+        DataError: It looks like one, and a table of it is damaged or none of its images are there.
 
     """
     found = next((dataset for dataset in DATASETS.values() if dataset.is_in(root)), None)
-    return None if found is None else found.read(root)
+    if found is None:
+        return None
+    try:
+        return found.read(root)
+    except DataError as error:
+        raise DataError(f"{error}. The folder looks like {found.title}; if it is not: --dataset none") from error
 
 
 def read_dataset(name: str, root: Path) -> Manifest:

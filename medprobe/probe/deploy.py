@@ -84,6 +84,7 @@ def predict(
     *,
     weights: str | None = None,
     device: str = "auto",
+    frames: str | None = None,
 ) -> pd.DataFrame:
     """Return id, predicted class and probability of each class (of each label: 0 or 1, and its probability).
 
@@ -95,6 +96,7 @@ def predict(
             them: these are embedded with the encoder's name and preprocessing into a folder that is deleted.
         weights: The encoder's checkpoint file, where it was embedded with one.
         device: Where images are embedded.
+        frames: Which frames of files of several are meant: ``first``, ``middle``, ``all`` or ``every:N``.
 
     Raises:
         DataError: The features are another encoder's (or the same one's with other weights, preprocessing or
@@ -111,7 +113,7 @@ def predict(
     images = several[0]
     assert not isinstance(images, FeatureStore)
     with tempfile.TemporaryDirectory(prefix="medprobe-") as folder:
-        return _predict(saved, _embedded(saved, Path(images), Path(folder), weights, device))
+        return _predict(saved, _embedded(saved, Path(images), Path(folder), weights, device, frames))
 
 
 def _predict(saved: SavedProbe, stores: Sequence[FeatureStore]) -> pd.DataFrame:
@@ -163,7 +165,9 @@ def _table(saved: SavedProbe, proba: Floats, ids: np.ndarray) -> pd.DataFrame:
     return table
 
 
-def _embedded(saved: SavedProbe, data: Path, folder: Path, weights: str | None, device: str) -> list[FeatureStore]:
+def _embedded(
+    saved: SavedProbe, data: Path, folder: Path, weights: str | None, device: str, frames: str | None
+) -> list[FeatureStore]:
     """Return stores of images, made with the preprocessing and precision that the probe's own stores were made with."""
     try:
         from medprobe.embed.run import embed
@@ -173,7 +177,9 @@ def _embedded(saved: SavedProbe, data: Path, folder: Path, weights: str | None, 
     recorded = zip(saved.encoders, saved.notes["preprocess"], saved.notes["precision"], saved.views, strict=True)
     for name, preprocess, precision, view in recorded:
         encoder = _encoder(name, preprocess, weights)
-        (report,) = embed(data, encoder, folder, device=device, precision=precision, tokens=view == TOKENS)
+        (report,) = embed(
+            data, encoder, folder, device=device, precision=precision, tokens=view == TOKENS, frames=frames
+        )
         stores.append(FeatureStore(report.path))
     return stores
 

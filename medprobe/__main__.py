@@ -1,0 +1,5 @@
+"""``python -m medprobe``."""
+
+from medprobe.cli import main
+
+main()
