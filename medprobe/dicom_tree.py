@@ -56,8 +56,12 @@ class DicomTree:
         return pd.DataFrame({name: values for name, values in columns.items() if name in tags or values.any()})
 
     def has_folder_of_one_patient(self, folders: np.ndarray) -> bool:
-        """Return whether a folder, by its name for each file, may be called by its patient: it holds a single one's images."""
-        patients = self.headers["patient_id"].groupby(folders).nunique()
+        """Return whether a folder, by its name for each file, may be called by its patient: it holds a single one's images.
+
+        Files without a patient count as those of different ones.
+        """
+        patient = self.headers["patient_id"]
+        patients = patient.mask(patient == "", patient.index.astype(str)).groupby(folders).nunique()
         return bool((patients[patients.index != ""] < 2).any())
 
 

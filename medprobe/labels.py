@@ -48,32 +48,32 @@ def join_labels(
     if key is not None and key not in table.columns:
         raise UsageError(f"--labels-key {key}: {labels.name} has no such column; there are: {', '.join(table.columns)}")
     kinds = [kind for kind in _NAMES if kind in identifiers.columns]
-    if key is None:
-        found = ((named[name], kind) for kind in kinds for name in sorted(_NAMES[kind]) if name in named)
-        key, kind = next(found, (None, ""))
-        candidates = [*_OF_PATHS] if kind == "path" else [kind]
-    else:
-        candidates = [*dict.fromkeys([*kinds, *_OF_PATHS])]
-    if key is None:
+    pairs = [
+        (column, identifier)
+        for kind in kinds
+        for name in sorted(_NAMES[kind])
+        if (column := named.get(name) if key is None else key) is not None
+        for identifier in (_OF_PATHS if kind == "path" else (kind,))
+    ]
+    if not pairs:
         raise DataError(
             f"{labels}: no column that identifies an image, a series, a study or a patient (there are: "
             f"{', '.join(table.columns)}). Name it with --labels-key."
         )
-    keys = table[key]
-    double = keys.dropna()[keys.dropna().duplicated()]
+    matches = [(column, by, identifiers[by].isin(table[column].dropna())) for column, by in dict.fromkeys(pairs)]
+    key, by, has_row = next((match for match in matches if match[2].any()), matches[0])
+    if not has_row.any():
+        raise DataError(
+            f"{labels}: its column {' or '.join(dict.fromkeys(repr(column) for column, _ in pairs))} holds none of the "
+            f"images' identifiers ({', '.join(dict.fromkeys(by for _, by in pairs))})"
+        )
+    keys = table[key].dropna()
+    double = keys[keys.duplicated()]
     if len(double):  # the identifier itself may name a patient
         raise DataError(
             f"{labels}: column '{key}' holds {len(double)} values twice (first: data row {double.index[0] + 1})"
         )
-    place = {value: row for row, value in keys.dropna().items()}
-    rows_by = {name: identifiers[name].map(place) for name in candidates}
-    by = max(rows_by, key=lambda name: int(rows_by[name].notna().sum()))
-    rows = rows_by[by]
-    n = int(rows.notna().sum())
-    if not n:
-        raise DataError(
-            f"{labels}: column '{key}' holds none of the images' identifiers (looked at: {', '.join(candidates)})"
-        )
+    rows = identifiers[by].map({value: row for row, value in keys.items()})
     of_dicom = {name for kind in kinds if kind != "path" for name in _NAMES[kind]}
     left_out = {
         column
@@ -82,8 +82,10 @@ def join_labels(
     } - set(keep_cols)
     taken = table.drop(columns=[c for c in table.columns if c in left_out])
     values = {column: typed(taken[column].reindex(rows).reset_index(drop=True)) for column in taken.columns}
-    notes = [f"{labels.name}: {n} of {len(identifiers)} images have labels there, by their {by.replace('_', ' ')}"]
-    unused = len(place) - rows.dropna().nunique()
+    notes = [
+        f"{labels.name}: {has_row.sum()} of {len(identifiers)} images have labels there, by their {by.replace('_', ' ')}"
+    ]
+    unused = len(keys) - rows.dropna().nunique()
     if unused:
         notes.append(f"{labels.name}: {unused} rows are of no image here")
     return pd.DataFrame(values, index=np.arange(len(identifiers))), notes

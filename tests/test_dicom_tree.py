@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +155,7 @@ def test_labels_that_do_not_fit_are_refused_without_naming_anyone(tree, tmp_path
         return str(error.value)
 
     assert "no column that identifies" in refused("grade\n1\n")
-    assert "none of the images' identifiers" in refused(f"patient\n{CANARY}9\n")
+    assert "its column 'patient' holds none of the images' identifiers (patient_id)" in refused(f"patient\n{CANARY}9\n")
     double = refused(f"PatientID,grade\n{CANARY}-0,1\n{CANARY}-0,2\n")
     assert "1 values twice (first: data row 2)" in double
     assert CANARY not in double
@@ -189,6 +190,29 @@ def test_folders_are_labels_only_where_they_hold_several_patients(tmp_path):
         (tmp_path / "t" / "well" / f"{p + 2}.dcm").unlink()
         write(tmp_path / "t" / "well" / f"{p}.dcm", "9", "90", p)
     assert "label" not in medprobe.read_manifest(tmp_path / "t").samples
+
+
+def test_folders_of_files_without_patients_are_labels(tmp_path):
+    for i in range(4):
+        write(tmp_path / "t" / ("ill" if i < 2 else "well") / f"{i}.dcm", "0", "10", i, PatientID="")
+    manifest = medprobe.read_manifest(tmp_path / "t")
+    assert manifest.samples["label"].tolist() == ["ill", "ill", "well", "well"]
+    assert manifest.roles.group is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_in_a_folder_does_not_stop_anything(tree):
+    os.mkfifo(tree / "pipe")
+    assert len(medprobe.read_manifest(tree)) == 16
+
+
+def test_the_next_identifier_is_tried_where_the_finest_is_none_of_ours(tree, tmp_path):
+    rows = [(f"visit {p}", f"{CANARY}-{p}", p) for p in range(4)]
+    pd.DataFrame(rows, columns=["study", "patient", "grade"]).to_csv(tmp_path / "labels.csv", index=False)
+    samples = medprobe.read_manifest(tree, labels=tmp_path / "labels.csv").samples
+    assert samples.groupby("patient")["grade"].nunique().tolist() == [1] * 4
+    assert samples["grade"].nunique() == 4
+    assert CANARY not in samples.to_csv()
 
 
 def test_attributes_become_columns_and_reports_are_left_out(tree):

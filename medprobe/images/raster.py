@@ -157,8 +157,11 @@ def count_frames(path: str) -> int:
 
 def is_dicom_file(path: str | Path) -> bool:
     """Return whether a file says that it is one of DICOM; one that cannot be read does not."""
+    path = Path(path)
     try:
-        with Path(path).open("rb") as file:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False  # opening a pipe would wait for ever
+        with path.open("rb") as file:
             return _is_dicom(file.read(_DICM.stop))
     except (OSError, ValueError):
         return False
