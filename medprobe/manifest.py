@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 
 from medprobe.errors import DataError, UsageError
-from medprobe.images.sources import ArrayImages, FileImages, ImageSource
+from medprobe.images.sources import ArrayImages, Box, FileImages, ImageSource
 from medprobe.tables import IDENTIFYING_COLUMNS, as_text, read_table, texts, typed
 
 PATH_COLUMNS = ("path", "file", "filepath", "file_path", "filename", "file_name", "image", "image_path")
 _TABLE_NAMES = {"data", "index", "labels", "manifest", "metadata", "train"}  # which say nothing about the data
+_TABLES = {".csv", ".tsv", ".parquet"}
 GROUP_COLUMNS = ("patient", "patient_id", "patientid", "subject", "subject_id", "group")
 SPLIT_NAMES = {
     "train": "train",
@@ -80,6 +81,8 @@ def read_manifest(
     tags: Sequence[str] = (),
     keep_ids: bool = False,
     frames: str | None = None,
+    box_cols: Sequence[str] = (),
+    mask_col: str | None = None,
 ) -> Manifest:
     """Return the manifest of a folder of images, a CSV or Parquet table, or a MedMNIST ``.npz`` file.
 
@@ -101,6 +104,8 @@ def read_manifest(
         tags: DICOM attributes of a folder's files that become columns, by keyword or number.
         keep_ids: Keep paths, patients, studies and series of a folder's DICOM files as they are, not as keyed hashes.
         frames: Which frames of files of several are samples: ``first``, ``middle``, ``all`` or ``every:N``.
+        box_cols: Four columns of a table: left, top, width and height, in pixels, of what is cut out of each image.
+        mask_col: Column of a table with a mask for each image: what encloses its pixels above zero is cut out.
 
     Raises:
         DataError: Nothing is there, or a path, id or column is missing, empty or double.
@@ -117,6 +122,8 @@ def read_manifest(
     }
     if not path.is_dir() and (flag := next((flag for flag, value in given.items() if value), None)):
         raise UsageError(f"{flag}: goes with a folder of images")
+    if (box_cols or mask_col) and path.suffix.lower() not in _TABLES:
+        raise UsageError(f"{'--box-cols' if box_cols else '--mask-col'}: goes with a table of images")
     if path.is_dir():
         from medprobe.datasets import read_dataset, recognise
         from medprobe.folder import read_folder
@@ -133,8 +140,8 @@ def read_manifest(
         )
     elif not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    elif path.suffix.lower() in {".csv", ".tsv", ".parquet"}:
-        manifest = _from_table(path, path_col, group_col, keep_cols)
+    elif path.suffix.lower() in _TABLES:
+        manifest = _from_table(path, path_col, group_col, keep_cols, box_cols, mask_col)
     elif path.suffix.lower() == ".npz":
         manifest = _from_npz(path)
     else:
@@ -171,8 +178,7 @@ def _with_frames(manifest: Manifest, choice: str) -> Manifest:
     samples = manifest.samples.iloc[rows].reset_index(drop=True)
     marks = ["" if number is None else f"#{number}" for number in numbers]
     samples["id"] = [f"{name}{mark}" for name, mark in zip(samples["id"], marks, strict=True)]
-    paths = [manifest.images.paths[row] for row in rows]
-    return replace(manifest, samples=samples, images=FileImages(paths, numbers))
+    return replace(manifest, samples=samples, images=replace(manifest.images.of(rows), frames=numbers))
 
 
 def _with_roles(
@@ -207,7 +213,14 @@ def _with_roles(
     return replace(manifest, samples=samples, roles=Roles(labels, group, split), notes=tuple(notes))
 
 
-def _from_table(path: Path, path_col: str | None, group_col: str | None, keep_cols: Sequence[str]) -> Manifest:
+def _from_table(
+    path: Path,
+    path_col: str | None,
+    group_col: str | None,
+    keep_cols: Sequence[str],
+    box_cols: Sequence[str],
+    mask_col: str | None,
+) -> Manifest:
     table = read_table(path)
     by_lower = {str(c).lower(): str(c) for c in reversed(table.columns)}
     if path_col is not None and path_col not in table.columns:
@@ -224,7 +237,10 @@ def _from_table(path: Path, path_col: str | None, group_col: str | None, keep_co
     if len(empty):
         raise DataError(f"{path}: column '{where}' is empty in {len(empty)} rows (first: data row {empty[0] + 1})")
     paths = table[where].map(as_text)
+    boxes, masks = _boxes(path, table, box_cols), _masks(path, table, mask_col)
     ids = table["id"].map(as_text) if "id" in table.columns else paths
+    if boxes is not None and "id" not in table.columns:
+        ids = paths + ["@" + ",".join(map(str, box)) for box in boxes]
     if ids.isna().any():
         raise DataError(f"{path}: column 'id' is empty in {int(ids.isna().sum())} rows")
     double = ids[ids.duplicated()]
@@ -233,7 +249,7 @@ def _from_table(path: Path, path_col: str | None, group_col: str | None, keep_co
         raise DataError(f"{path}: column '{column}' names {len(double)} samples twice (first: {double.iloc[0]})")
     named = {group_col, *keep_cols}
     identifying = [c for c in table.columns if c.lower() in IDENTIFYING_COLUMNS and c not in named and c != where]
-    kept = [c for c in table.columns if c not in {"id", where, *identifying}]
+    kept = [c for c in table.columns if c not in {"id", where, mask_col, *identifying}]
     samples = pd.DataFrame({"id": ids.to_numpy(dtype=object)})
     groups = {group_col, *(c for c in kept if c.lower() in GROUP_COLUMNS)}
     for column in kept:
@@ -245,7 +261,33 @@ def _from_table(path: Path, path_col: str | None, group_col: str | None, keep_co
             f"left out of the store, as they may name a person: {', '.join(identifying)} (--keep-col NAME keeps one)"
         )
     files = [str(path.parent / p) for p in paths]
-    return Manifest(samples, FileImages(files), Roles(), tuple(notes))
+    return Manifest(samples, FileImages(files, boxes=boxes, masks=masks), Roles(), tuple(notes))
+
+
+def _boxes(path: Path, table: pd.DataFrame, columns: Sequence[str]) -> list[Box] | None:
+    if not columns:
+        return None
+    if len(columns) != 4:
+        raise UsageError(f"--box-cols {','.join(columns)}: four columns, of left, top, width and height")
+    unknown = [c for c in columns if c not in table.columns]
+    if unknown:
+        raise UsageError(f"--box-cols: {path.name} has no column '{unknown[0]}'; there are: {', '.join(table.columns)}")
+    numbers = table[list(columns)].apply(pd.to_numeric, errors="coerce").round()
+    empty = np.flatnonzero(numbers.isna().any(axis=1))
+    if len(empty):
+        raise DataError(f"{path}: no box in {len(empty)} rows (first: data row {empty[0] + 1})")
+    return [(int(left), int(top), int(width), int(height)) for left, top, width, height in numbers.to_numpy()]
+
+
+def _masks(path: Path, table: pd.DataFrame, column: str | None) -> list[str] | None:
+    if column is None:
+        return None
+    if column not in table.columns:
+        raise UsageError(f"--mask-col {column}: {path.name} has no such column; there are: {', '.join(table.columns)}")
+    empty = np.flatnonzero(table[column].isna())
+    if len(empty):
+        raise DataError(f"{path}: no mask in {len(empty)} rows (first: data row {empty[0] + 1})")
+    return [str(path.parent / str(mask)) for mask in table[column]]
 
 
 def _from_npz(path: Path) -> Manifest:

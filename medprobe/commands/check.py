@@ -33,6 +33,12 @@ def check(
     frames: Annotated[
         str | None, typer.Option(help="Of files of several frames: first, middle, all or every:N.")
     ] = None,
+    box_cols: Annotated[
+        str | None, typer.Option(help="Columns of left, top, width, height: only that of each image, e.g. x,y,w,h.")
+    ] = None,
+    mask_col: Annotated[
+        str | None, typer.Option(help="Column of masks: only the box around each one's pixels above zero.")
+    ] = None,
     window: Annotated[
         str, typer.Option(help="Grey values of DICOM files: file, lung, bone, mammo ..., -600,1500 or p1-99.")
     ] = "file",
@@ -58,6 +64,8 @@ def check(
             labels_key=labels_key,
             keep_ids=keep_ids,
             frames=frames,
+            box_cols=() if box_cols is None else box_cols.split(","),
+            mask_col=mask_col,
             window=window,
             workers=number("--workers", workers),
             out=out,

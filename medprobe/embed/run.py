@@ -77,6 +77,8 @@ def embed(
     tags: Sequence[str] = (),
     keep_ids: bool = False,
     frames: str | None = None,
+    box_cols: Sequence[str] = (),
+    mask_col: str | None = None,
     window: str = "file",
     weights: str | None = None,
     image_size: int | None = None,
@@ -117,6 +119,8 @@ def embed(
         tags: DICOM attributes that become columns.
         keep_ids: Keep paths and identifiers of DICOM files as they are, not as keyed hashes.
         frames: Which frames of files of several are samples: ``first``, ``middle``, ``all`` or ``every:N``.
+        box_cols: Four columns of a table: left, top, width and height of what is cut out of each image.
+        mask_col: Column of a table with a mask for each image, whose box is cut out.
         window: How grey values of DICOM files are shown: ``file`` (its own), ``lung``, ``bone``, ``mammo`` and other names,
             centre and width such as ``-600,1500``, or percentiles such as ``p1-99``.
         weights: A checkpoint file for the one model that is named.
@@ -161,6 +165,8 @@ def embed(
             tags=tags,
             keep_ids=keep_ids,
             frames=frames,
+            box_cols=box_cols,
+            mask_col=mask_col,
         )
     )
     manifest = manifest.head(limit)

@@ -23,8 +23,17 @@ from typing import Any, cast
 import numpy as np
 
 from medprobe.images.geometry import Geometry
-from medprobe.images.raster import DIGEST_BYTES, ImageError, content_digest, read_rgb, read_source
-from medprobe.images.sources import Frame, Payload
+from medprobe.images.raster import (
+    DIGEST_BYTES,
+    WHOLE,
+    ImageError,
+    Region,
+    content_digest,
+    mask_box,
+    read_rgb,
+    read_source,
+)
+from medprobe.images.sources import Payload
 
 CHUNK = 24  # images: with two chunks in flight, enough to go on reading while a batch is encoded
 # Chunks in flight for each worker: one at work and one at hand. No more than that fit loky's queue of calls, and what waits
@@ -62,9 +71,9 @@ def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry]) -> Decod
     reasons = []
     for i, payload in enumerate(payloads):
         try:
-            source, frame = opened(payload)
-            digests[i] = content_digest(source, frame)
-            size, found = read_rgb(source, geometries, frame)
+            source, region = opened(payload)
+            digests[i] = content_digest(source, region)
+            size, found = read_rgb(source, geometries, region)
             for images, looks, image in zip(pixels, appearance, found, strict=True):
                 images.append(image)
                 looks[i] = *size, image[::4, ::4].mean(), image[::4, ::4].std()
@@ -78,18 +87,24 @@ def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry]) -> Decod
     return Decoded(stacks, readable, digests, appearance, reasons)
 
 
-def opened(payload: Payload) -> tuple[bytes | np.ndarray, int | None]:
-    """Return a file's bytes, or pixels, and the number of the frame that is meant.
+def opened(payload: Payload) -> tuple[bytes | np.ndarray, Region]:
+    """Return a file's bytes, or pixels, and what of them is meant.
 
     Raises:
-        ImageError: The file cannot be read.
+        ImageError: The file, or its mask, cannot be read.
 
     """
     if isinstance(payload, np.ndarray):
-        return payload, None
-    if isinstance(payload, Frame):
-        return read_source(payload.path), payload.number
-    return read_source(payload), None
+        return payload, WHOLE
+    if isinstance(payload, str):
+        return read_source(payload), WHOLE
+    source, box = read_source(payload.path), payload.box
+    if payload.mask is not None:
+        try:
+            box = mask_box(read_source(payload.mask))
+        except ImageError as error:
+            raise ImageError(f"mask: {error.reason}") from None
+    return source, Region(payload.frame, box)
 
 
 class Decoder:

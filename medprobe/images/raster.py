@@ -8,15 +8,17 @@ import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
 
-from medprobe.errors import DataError
+from medprobe.errors import DataError, UsageError
 from medprobe.images.geometry import Geometry
-from medprobe.images.window import Window
+from medprobe.images.sources import Box
+from medprobe.images.window import FILE, Window
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".dcm", ".dicom"}
@@ -86,11 +88,28 @@ def read_source(path: str | Path) -> bytes:
     return data
 
 
-def content_digest(source: bytes | np.ndarray, frame: int | None = None) -> np.ndarray:
-    """Return the BLAKE2b digest of a file's bytes and a frame's number, or of an array, its shape and dtype, uint8 (16,)."""
+@dataclass(frozen=True)
+class Region:
+    """What of a source is meant.
+
+    Attributes:
+        frame: Number of a frame of several, from 0; None for a file of one.
+        box: Left, top, width and height of what is cut out, in pixels of the upright image; None for all of it.
+
+    """
+
+    frame: int | None = None
+    box: Box | None = None
+
+
+WHOLE = Region()
+
+
+def content_digest(source: bytes | np.ndarray, region: Region = WHOLE) -> np.ndarray:
+    """Return the BLAKE2b digest of a file's bytes, or of an array, its shape and dtype, and of what is meant, uint8 (16,)."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    if frame is not None:
-        digest.update(f"frame {frame}\n".encode())
+    if region != WHOLE:
+        digest.update(f"frame {region.frame} box {region.box}\n".encode())
     if isinstance(source, np.ndarray):
         digest.update(f"{source.dtype.str}{source.shape}".encode())
         source = np.ascontiguousarray(source).tobytes()
@@ -104,7 +123,7 @@ def load_rgb(source: bytes | np.ndarray, geometries: Sequence[Geometry]) -> list
 
 
 def read_rgb(
-    source: bytes | np.ndarray, geometries: Sequence[Geometry], frame: int | None = None
+    source: bytes | np.ndarray, geometries: Sequence[Geometry], region: Region = WHOLE
 ) -> tuple[tuple[int, int], list[np.ndarray]]:
     """Return the image's own height and width, and the image once for each geometry, uint8 (height, width, 3).
 
@@ -116,26 +135,56 @@ def read_rgb(
     Args:
         source: A file's bytes, or pixels (H, W), (H, W, 1) or (H, W, 3) as uint8 or uint16.
         geometries: What is wanted; they share one window.
-        frame: Which frame of a file of several, from 0; None for a file of one.
+        region: Which frame of a file of several, and what is cut out of it before it is resized; the size that is
+            returned is then of that.
 
     Raises:
         ImageError: The source is no image that can be used, with the reason; no other exception whatever the bytes.
         UsageError: It is DICOM, and the packages that read it are not installed.
 
     """
-    pixels = _of_dicom(source, geometries[0].window, frame) if _is_dicom(source) else source
     with _reasons():
-        if isinstance(pixels, np.ndarray):
-            image = _from_array(pixels)
-            width, height = image.size
-        else:
-            image, (width, height) = _decode(pixels, geometries, frame)
+        image, (height, width) = _picture(source, geometries, geometries[0].window, region)
         own = height, width
         for geometry in geometries:
             width, height = geometry.resized(*image.size)
             if width * height > MAX_PIXELS:  # a thread of a picture: its longer side grows with its shorter one
                 raise ImageError(f"too large: over {MAX_PIXELS:,} pixels once resized")
         return own, [np.asarray(geometry.apply(image)) for geometry in geometries]
+
+
+def mask_box(source: bytes) -> Box:
+    """Return the smallest box around the pixels of a mask that are above its lowest value.
+
+    Raises:
+        ImageError: It is no image that can be used, or has one value only.
+        UsageError: It is DICOM, and the packages that read it are not installed.
+
+    """
+    with _reasons():
+        grey = np.asarray(_picture(source, (), FILE, WHOLE)[0]).max(axis=2)
+    rows, columns = (np.flatnonzero((grey > grey.min()).any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        raise ImageError("nothing in it")
+    return int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1
+
+
+def _picture(
+    source: bytes | np.ndarray, geometries: Sequence[Geometry], window: Window, region: Region
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Return what is meant of a source, perhaps reduced, and the height and width of that in full."""
+    pixels = _of_dicom(source, window, region.frame) if _is_dicom(source) else source
+    if isinstance(pixels, np.ndarray):
+        image = _from_array(pixels)
+        width, height = image.size
+    else:
+        image, (width, height) = _decode(pixels, geometries, region)
+    if region.box is None:
+        return image, (height, width)
+    left, top, width, height = region.box
+    if width < 1 or height < 1 or left < 0 or top < 0 or left + width > image.width or top + height > image.height:
+        raise ImageError("a box that is not inside the image")
+    return image.crop((left, top, left + width, top + height)), (height, width)
 
 
 def count_frames(path: str) -> int:
@@ -190,7 +239,7 @@ def _reasons() -> Iterator[None]:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
-    except ImageError:
+    except (ImageError, UsageError):
         raise
     except UnidentifiedImageError:
         raise ImageError("not an image") from None
@@ -206,20 +255,20 @@ def _reasons() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
 
 
-def _decode(data: bytes, geometries: Sequence[Geometry], frame: int | None) -> tuple[Image.Image, tuple[int, int]]:
+def _decode(data: bytes, geometries: Sequence[Geometry], region: Region) -> tuple[Image.Image, tuple[int, int]]:
     """Return a file's picture, perhaps reduced, and the width and height that it has in the file."""
     if not data:
         raise ImageError("empty file")
     image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
     n = getattr(image, "n_frames", 1)
-    if frame is None and n > 1:
+    if region.frame is None and n > 1:
         raise ImageError(_SEVERAL.format(n))
-    if frame is not None:
-        if frame >= n:
+    if region.frame is not None:
+        if region.frame >= n:
             raise ImageError("no such frame")
-        image.seek(frame)
+        image.seek(region.frame)
     width, height = image.size
-    if image.format == "JPEG" and not any(g.exact_decode for g in geometries):
+    if image.format == "JPEG" and geometries and region.box is None and not any(g.exact_decode for g in geometries):
         _reduce(image, geometries)
     image.load()
     # Pillow turns this polarity round for 8 bits and fewer only.

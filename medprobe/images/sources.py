@@ -8,26 +8,32 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeVar
 
 import numpy as np
 
 from medprobe.errors import DataError
 
+T = TypeVar("T")
+
 # What zipfile and numpy raise for a damaged member; ValueError also for one that would need pickle.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError)
 
+Box = tuple[int, int, int, int]  # left, top, width and height, in pixels of the upright image
+
 
 @dataclass(frozen=True)
-class Frame:
-    """One frame of a file of several, counted from 0."""
+class Part:
+    """What of a file is meant: a frame of several, counted from 0, and a box or what a mask covers."""
 
     path: str
-    number: int
+    frame: int | None = None
+    box: Box | None = None
+    mask: str | None = None
 
 
-# What a decoding worker gets for a row: a path or a frame that it opens itself, or the pixels.
-Payload = str | Frame | np.ndarray
+# What a decoding worker gets for a row: a path or part of a file that it opens itself, or the pixels.
+Payload = str | Part | np.ndarray
 
 
 class ImageSource(Protocol):
@@ -36,7 +42,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def payload(self, row: int) -> Payload:
-        """Return the path of an image, a frame of a file, or an array (H, W), (H, W, 1) or (H, W, 3)."""
+        """Return the path of an image, part of a file, or an array (H, W), (H, W, 1) or (H, W, 3)."""
         ...
 
     def stamp(self, row: int) -> tuple[int, int]:
@@ -50,24 +56,28 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class FileImages:
-    """One file an image, or one frame of a file.
+    """One file an image, or part of a file.
 
     Attributes:
         paths: The file of each image.
         frames: The number of each one's frame, None for a file of one picture.
+        boxes: What is cut out of each.
+        masks: A file for each whose pixels above zero are enclosed by what is cut out.
 
     """
 
     paths: Sequence[str]
     frames: Sequence[int | None] | None = None
+    boxes: Sequence[Box | None] | None = None
+    masks: Sequence[str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def payload(self, row: int) -> Payload:
-        """Return the path, or the frame."""
-        number = None if self.frames is None else self.frames[row]
-        return self.paths[row] if number is None else Frame(self.paths[row], number)
+        """Return the path, or part of the file."""
+        part = Part(self.paths[row], _at(self.frames, row), _at(self.boxes, row), _at(self.masks, row))
+        return part if part != Part(part.path) else part.path
 
     def stamp(self, row: int) -> tuple[int, int]:
         """Return size and time of change of the file."""
@@ -79,7 +89,24 @@ class FileImages:
 
     def head(self, limit: int) -> FileImages:
         """Return the first ``limit`` files."""
-        return FileImages(self.paths[:limit], None if self.frames is None else self.frames[:limit])
+        return self.of(range(min(limit, len(self.paths))))
+
+    def of(self, rows: Sequence[int]) -> FileImages:
+        """Return the files of these rows."""
+        return FileImages(
+            [self.paths[row] for row in rows],
+            _some(self.frames, rows),
+            _some(self.boxes, rows),
+            _some(self.masks, rows),
+        )
+
+
+def _at(values: Sequence[T | None] | None, row: int) -> T | None:
+    return None if values is None else values[row]
+
+
+def _some(values: Sequence[T] | None, rows: Sequence[int]) -> list[T] | None:
+    return None if values is None else [values[row] for row in rows]
 
 
 @dataclass
