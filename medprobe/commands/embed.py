@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -79,6 +80,10 @@ def embed(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete stores that are there and start again.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Change nothing; say what is to be done, how long it takes, how large it gets."),
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
     rank: Annotated[
         int | None,
@@ -132,13 +137,22 @@ def embed(
             max_failures=max_failures,
             check_digest=check == "digest",
             overwrite=overwrite,
+            dry_run=dry_run,
             limit=limit,
             rank=rank,
             world_size=world_size,
             progress=progress.update,
         )
     if json:
-        typer.echo(jsonlib.dumps([{**vars(r), "path": str(r.path)} for r in reports], indent=1))
+        typer.echo(jsonlib.dumps([{**asdict(r), "path": str(r.path)} for r in reports], indent=1))
+    elif dry_run:
+        for r in reports:
+            assert r.expected is not None
+            todo = r.expected
+            time = f"about {duration(todo.seconds)} on this machine" if todo.images else "nothing to do"
+            typer.echo(
+                f"{r.path}: {todo.images} of {r.samples} images to embed in {r.precision}: {time}, {todo.bytes / 1e6:.0f} MB"
+            )
     else:
         for r in reports:
             rate = f", {r.embedded / r.seconds:.0f} images/s" if r.embedded and r.seconds else ""
@@ -149,6 +163,14 @@ def embed(
             typer.echo(f"{r.path}: {done}{failed}{left}")
     if any(r.failures for r in reports):
         raise typer.Exit(SKIPPED)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words, to about a tenth."""
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medprobe.embed.estimate import Estimate, estimate
 from medprobe.embed.job import Job, prepare
 from medprobe.embed.normalize import ENCODER, channel_statistics, parse_normalize, with_normalization
 from medprobe.embed.pipeline import Progress, fill_blocks
@@ -48,6 +50,7 @@ class EmbedReport:
         failures: Rows without features, for reasons that the store keeps.
         precision: What the encoder computed in.
         seconds: Time that this call took for all encoders together, after the encoders were loaded.
+        expected: Of a dry run, what is left to do.
 
     """
 
@@ -59,6 +62,7 @@ class EmbedReport:
     failures: int
     precision: str
     seconds: float
+    expected: Estimate | None = None
 
 
 def embed(
@@ -94,6 +98,7 @@ def embed(
     max_failures: str | float | None = None,
     check_digest: bool = False,
     overwrite: bool = False,
+    dry_run: bool = False,
     limit: int | None = None,
     rank: int | None = None,
     world_size: int | None = None,
@@ -139,6 +144,7 @@ def embed(
             1 %, and no fewer than ten images.
         check_digest: Compare every image with its digest in the store instead of size and time of change.
         overwrite: Delete stores that are there.
+        dry_run: Change nothing, and report what is left to do, how large it will be and how long it will take.
         limit: Only the first so many images.
         rank: Which of several processes this one is, from 0; of torchrun or srun unless given.
         world_size: Number of processes that make one store together, each its own blocks.
@@ -201,11 +207,16 @@ def embed(
     if tokens:
         encoders = [encoder.with_tokens() for encoder in encoders]
     chosen = choose_device(device, share.local_rank)
-    with Decoder(default_workers() if workers is None else workers) as decoder:
+    with (
+        Decoder(default_workers() if workers is None else workers) as decoder,
+        tempfile.TemporaryDirectory(prefix="medprobe-") as elsewhere,
+    ):
         jobs = []
         statistics = cache(partial(channel_statistics, manifest, decoder))  # one reading of the images for all encoders
         for encoder in encoders:
             path = store_path(Path(out), encoder.name)
+            if dry_run and (overwrite or not path.exists()):
+                path = store_path(Path(elsewhere), encoder.name)
             resumed = path if path.exists() and not overwrite else None
             with_normalization(encoder, mode, resumed, statistics)
             jobs.append(
@@ -220,10 +231,19 @@ def embed(
                     batch_size=batch_size,
                     block_rows=block_rows,
                     overwrite=overwrite,
-                    update=share.rank == 0,
+                    update=share.rank == 0 and not dry_run,
                 )
             )
         to_do = [blocks_to_do(job.store, manifest.images, mine=share.has, check_digest=check_digest) for job in jobs]
+        if dry_run:
+            return [
+                replace(
+                    _report(job, (), 0.0),
+                    path=store_path(Path(out), job.encoder.name),
+                    expected=estimate(job, blocks, manifest, decoder.workers),
+                )
+                for job, blocks in zip(jobs, to_do, strict=True)
+            ]
         started = time.perf_counter()
         fill_blocks(manifest, jobs, to_do, decoder, allowed, progress)
     seconds = time.perf_counter() - started

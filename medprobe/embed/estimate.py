@@ -1,0 +1,62 @@
+"""What an embedding would take, from a few images of the data set itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medprobe.embed.job import Job
+from medprobe.images.decode import decode, default_workers
+from medprobe.manifest import Manifest
+
+_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is left to do for one encoder.
+
+    Attributes:
+        images: Images to embed.
+        bytes: What their features and digests take on the disk.
+        seconds: Time on this machine, for this encoder alone: several share the reading.
+
+    """
+
+    images: int
+    bytes: int
+    seconds: float
+
+
+def estimate(job: Job, blocks: Sequence[int], manifest: Manifest, workers: int) -> Estimate:
+    """Return what some blocks would take: a few images of theirs, evenly spaced, are read and encoded for it.
+
+    Reading and encoding share the processors, unless there is a GPU: then the slower of the two decides.
+    """
+    spans = [job.store.plan.block(index) for index in blocks]
+    images = sum(span.stop - span.start for span in spans)
+    plan = job.store.plan
+    a_row = sum(width * np.dtype(plan.dtypes[view]).itemsize for view, width in plan.views.items())
+    a_row += 16 + 16 + 16  # digest, size and time of change, appearance
+    if not images:
+        return Estimate(0, 0, 0.0)
+    rows = np.concatenate([np.arange(span.start, span.stop) for span in spans])
+    some = rows[np.unique(np.linspace(0, len(rows) - 1, _IMAGES).astype(int))]
+    started = time.perf_counter()
+    decoded = decode([manifest.images.payload(int(row)) for row in some], [job.encoder.preprocess.geometry])
+    reading = (time.perf_counter() - started) / len(some)
+    encoding = 0.0
+    pixels = decoded.pixels[0]
+    if len(pixels):
+        batch = np.resize(pixels, (job.batch_size, *pixels.shape[1:]))
+        job.encode(batch)  # the first batch finds its kernels
+        started = time.perf_counter()
+        job.encode(batch)
+        encoding = (time.perf_counter() - started) / len(batch)
+    at_once = max(1, min(workers, default_workers()))
+    on_cpu = job.encoder.device.type == "cpu"
+    of_one = reading / at_once + encoding if on_cpu else max(reading / at_once, encoding)
+    return Estimate(images, images * a_row, of_one * images)
