@@ -8,41 +8,44 @@ from typing import Annotated
 
 import typer
 
-from medprobe.commands.options import SKIPPED, Json, number
+from medprobe.commands.options import (
+    SKIPPED,
+    BoxCols,
+    DataPath,
+    FramesChoice,
+    GroupCol,
+    Json,
+    KnownData,
+    LabelCol,
+    LabelsKey,
+    LabelsTable,
+    MaskCol,
+    PathCol,
+    SplitCol,
+    WindowChoice,
+    Workers,
+    number,
+)
 
 
 def check(
     ctx: typer.Context,
-    data: Annotated[
-        str, typer.Argument(metavar="DATA", help="Folder of images, CSV/TSV/Parquet table, or MedMNIST .npz.")
-    ],
-    path_col: Annotated[str | None, typer.Option(help="Column of image paths in a table.")] = None,
-    label_col: Annotated[list[str] | None, typer.Option(help="Column that is a label; may be repeated.")] = None,
-    group_col: Annotated[str | None, typer.Option(help="Column of patients; 'none' for no grouping.")] = None,
-    split_col: Annotated[str | None, typer.Option(help="Column with train, val and test; 'none' for none.")] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Known data set that the folder is (medprobe data); none. (default: recognised)")
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="Table of labels for a folder, joined by path, file name or DICOM identifier.")
-    ] = None,
-    labels_key: Annotated[str | None, typer.Option(help="Its column to join by. (default: found by its name)")] = None,
+    data: DataPath,
+    path_col: PathCol = None,
+    label_col: LabelCol = None,
+    group_col: GroupCol = None,
+    split_col: SplitCol = None,
+    dataset: KnownData = None,
+    labels: LabelsTable = None,
+    labels_key: LabelsKey = None,
     keep_ids: Annotated[
         bool, typer.Option("--keep-ids", help="Show paths and patients of DICOM files, not keyed hashes of them.")
     ] = False,
-    frames: Annotated[
-        str | None, typer.Option(help="Of files of several frames: first, middle, all or every:N.")
-    ] = None,
-    box_cols: Annotated[
-        str | None, typer.Option(help="Columns of left, top, width, height: only that of each image, e.g. x,y,w,h.")
-    ] = None,
-    mask_col: Annotated[
-        str | None, typer.Option(help="Column of masks: only the box around each one's pixels above zero.")
-    ] = None,
-    window: Annotated[
-        str, typer.Option(help="Grey values of DICOM files: file, lung, bone, mammo ..., -600,1500 or p1-99.")
-    ] = "file",
-    workers: Annotated[str, typer.Option(help="Decoding processes, 0 for none, or auto.")] = "auto",
+    frames: FramesChoice = None,
+    box_cols: BoxCols = None,
+    mask_col: MaskCol = None,
+    window: WindowChoice = "file",
+    workers: Workers = "auto",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="CSV of every image, which ties its id to its file.")
     ] = None,

@@ -10,49 +10,52 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from medprobe.commands.options import SKIPPED, Json, number
+from medprobe.commands.options import (
+    SKIPPED,
+    BoxCols,
+    DataPath,
+    FramesChoice,
+    GroupCol,
+    Json,
+    KnownData,
+    LabelCol,
+    LabelsKey,
+    LabelsTable,
+    MaskCol,
+    PathCol,
+    SplitCol,
+    WindowChoice,
+    Workers,
+    number,
+)
 from medprobe.errors import UsageError
 
 
 def embed(
     ctx: typer.Context,
-    data: Annotated[
-        str, typer.Argument(metavar="DATA", help="Folder of images, CSV/TSV/Parquet table, or MedMNIST .npz.")
-    ],
+    data: DataPath,
     model: Annotated[list[str], typer.Option("--model", "-m", help="Encoder, family/name[@tag]; may be repeated.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the stores, one an encoder.")],
-    path_col: Annotated[str | None, typer.Option(help="Column of image paths in a table.")] = None,
-    label_col: Annotated[list[str] | None, typer.Option(help="Column that is a label; may be repeated.")] = None,
-    group_col: Annotated[str | None, typer.Option(help="Column of patients; 'none' for no grouping.")] = None,
-    split_col: Annotated[str | None, typer.Option(help="Column with train, val and test; 'none' for none.")] = None,
+    path_col: PathCol = None,
+    label_col: LabelCol = None,
+    group_col: GroupCol = None,
+    split_col: SplitCol = None,
     keep_col: Annotated[
         list[str] | None, typer.Option(help="Keep a column that looks as if it named a person.")
     ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Known data set that the folder is (medprobe data); none. (default: recognised)")
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="Table of labels for a folder, joined by path, file name or DICOM identifier.")
-    ] = None,
-    labels_key: Annotated[str | None, typer.Option(help="Its column to join by. (default: found by its name)")] = None,
+    dataset: KnownData = None,
+    labels: LabelsTable = None,
+    labels_key: LabelsKey = None,
     tag: Annotated[
         list[str] | None, typer.Option(help="DICOM attribute that becomes a column, e.g. StudyDate; may be repeated.")
     ] = None,
     keep_ids: Annotated[
         bool, typer.Option("--keep-ids", help="Keep paths and patients of DICOM files, not keyed hashes of them.")
     ] = False,
-    frames: Annotated[
-        str | None, typer.Option(help="Of files of several frames: first, middle, all or every:N.")
-    ] = None,
-    box_cols: Annotated[
-        str | None, typer.Option(help="Columns of left, top, width, height: only that of each image, e.g. x,y,w,h.")
-    ] = None,
-    mask_col: Annotated[
-        str | None, typer.Option(help="Column of masks: only the box around each one's pixels above zero.")
-    ] = None,
-    window: Annotated[
-        str, typer.Option(help="Grey values of DICOM files: file, lung, bone, mammo ..., -600,1500 or p1-99.")
-    ] = "file",
+    frames: FramesChoice = None,
+    box_cols: BoxCols = None,
+    mask_col: MaskCol = None,
+    window: WindowChoice = "file",
     weights: Annotated[str | None, typer.Option(help="Checkpoint file for the one model.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Another input size than the encoder's own.")] = None,
     exact_decode: Annotated[bool, typer.Option("--exact-decode", help="Decode large JPEG files in full.")] = False,
@@ -66,7 +69,7 @@ def embed(
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     dtype: Annotated[str, typer.Option(help="How features are kept: auto, float16 or float32.")] = "auto",
     batch_size: Annotated[str, typer.Option(help="Images a forward pass, or auto.")] = "auto",
-    workers: Annotated[str, typer.Option(help="Decoding processes, 0 for none, or auto.")] = "auto",
+    workers: Workers = "auto",
     block_rows: Annotated[int, typer.Option(help="Rows of a block, the unit of commit and of repeated work.")] = 1024,
     max_failures: Annotated[
         str | None,

@@ -15,6 +15,31 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A feature store (folder ending in .zarr).")]
 Partial = Annotated[bool, typer.Option("--partial", help="Use the finished blocks of an incomplete store.")]
 
+# Of every command that reads images.
+DataPath = Annotated[
+    str, typer.Argument(metavar="DATA", help="Folder of images, CSV/TSV/Parquet table, or MedMNIST .npz.")
+]
+PathCol = Annotated[str | None, typer.Option(help="Column of image paths in a table.")]
+LabelCol = Annotated[list[str] | None, typer.Option(help="Column that is a label; may be repeated.")]
+GroupCol = Annotated[str | None, typer.Option(help="Column of patients; 'none' for no grouping.")]
+SplitCol = Annotated[str | None, typer.Option(help="Column with train, val and test; 'none' for none.")]
+KnownData = Annotated[
+    str | None, typer.Option(help="Known data set that the folder is (medprobe data); none. (default: recognised)")
+]
+LabelsTable = Annotated[
+    Path | None, typer.Option(help="Table of labels for a folder, joined by path, file name or DICOM identifier.")
+]
+LabelsKey = Annotated[str | None, typer.Option(help="Its column to join by. (default: found by its name)")]
+FramesChoice = Annotated[str | None, typer.Option(help="Of files of several frames: first, middle, all or every:N.")]
+BoxCols = Annotated[
+    str | None, typer.Option(help="Columns of left, top, width, height: only that of each image, e.g. x,y,w,h.")
+]
+MaskCol = Annotated[str | None, typer.Option(help="Column of masks: only the box around each one's pixels above zero.")]
+WindowChoice = Annotated[
+    str, typer.Option(help="Grey values of DICOM files: file, lung, bone, mammo ..., -600,1500 or p1-99.")
+]
+Workers = Annotated[str, typer.Option(help="Decoding processes, 0 for none, or auto.")]
+
 
 def number(flag: str, text: str) -> int | None:
     """Return the number of an option that may be ``auto``, which is None."""

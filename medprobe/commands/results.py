@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medprobe.commands.options import SKIPPED, Json
+from medprobe.commands.options import SKIPPED, FramesChoice, Json
 
 
 def compare(
@@ -54,9 +54,7 @@ def predict(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="CSV to write. (default: the screen)")] = None,
     weights: Annotated[str | None, typer.Option(help="Checkpoint file of the encoder, for images.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps, for images.")] = "auto",
-    frames: Annotated[
-        str | None, typer.Option(help="Of files of several frames: first, middle, all or every:N.")
-    ] = None,
+    frames: FramesChoice = None,
     json: Json = False,
 ) -> None:
     """Apply a saved probe to stored features of the same encoder, or to images."""
