@@ -45,7 +45,7 @@ def findings(table: pd.DataFrame, names: Sequence[str]) -> dict[str, np.ndarray]
 
 
 def random_split(n: int, train: float, val: float) -> np.ndarray:
-    """Return train, val or test for each of n rows: drawn with seed 42, image by image, as the study does it."""
+    """Return train, val or test for each of n rows: drawn image by image, without a look at groups."""
     order = np.random.default_rng(42).permutation(n)
     return _cut(order, train, val)
 
