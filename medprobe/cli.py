@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from medprobe.commands import about, check, data, embed, probe, results, stores
+from medprobe.commands import about, check, data, embed, probe, report, results, stores
 from medprobe.commands.options import FAILED, INTERRUPTED, USAGE
 from medprobe.errors import MedprobeError, UsageError
 
@@ -68,6 +68,7 @@ for command in (
     probe.probe,
     results.compare,
     results.predict,
+    report.report,
     stores.info,
     stores.verify,
     stores.export,
