@@ -13,7 +13,7 @@ import pandas as pd
 
 from medprobe.errors import DataError, UsageError
 from medprobe.images.sources import ArrayImages, Box, FileImages, ImageSource
-from medprobe.tables import IDENTIFYING_COLUMNS, as_text, read_table, texts, typed
+from medprobe.tables import IDENTIFYING_COLUMNS, as_text, marks_of, read_table, texts, typed
 
 PATH_COLUMNS = ("path", "file", "filepath", "file_path", "filename", "file_name", "image", "image_path")
 _TABLE_NAMES = {"data", "index", "labels", "manifest", "metadata", "train"}  # which say nothing about the data
@@ -93,7 +93,8 @@ def read_manifest(
     Args:
         data: The folder or file.
         path_col: Column of paths in a table.
-        label_cols: Columns that are labels.
+        label_cols: Columns that are labels; one whose cells name several findings (``Effusion|Mass``) becomes a column of
+            0 and 1 for each.
         group_col: Column of patients, found by its name (patient, patient_id, subject, ...) unless given; ``"none"``
             switches it off.
         split_col: Column with train, val and test; ``"none"`` for none.
@@ -113,6 +114,8 @@ def read_manifest(
 
     """
     path = Path(data)
+    if not path.exists() and dataset in {None, "none"}:
+        raise DataError(f"{path}: no such file or folder")
     given = {
         "--labels": labels,
         "--labels-key": labels_key,
@@ -120,11 +123,11 @@ def read_manifest(
         "--keep-ids": keep_ids,
         "--dataset": dataset,
     }
-    if not path.is_dir() and (flag := next((flag for flag, value in given.items() if value), None)):
+    if path.is_file() and (flag := next((flag for flag, value in given.items() if value), None)):
         raise UsageError(f"{flag}: goes with a folder of images")
     if (box_cols or mask_col) and path.suffix.lower() not in _TABLES:
         raise UsageError(f"{'--box-cols' if box_cols else '--mask-col'}: goes with a table of images")
-    if path.is_dir():
+    if path.is_dir() or not path.exists():
         from medprobe.datasets import read_dataset, recognise
         from medprobe.folder import read_folder
 
@@ -138,8 +141,6 @@ def read_manifest(
             labels_key=labels_key,
             keep_cols=keep_cols,
         )
-    elif not path.exists():
-        raise DataError(f"{path}: no such file or folder")
     elif path.suffix.lower() in _TABLES:
         manifest = _from_table(path, path_col, group_col, keep_cols, box_cols, mask_col)
     elif path.suffix.lower() == ".npz":
@@ -206,8 +207,16 @@ def _with_roles(
     split = None if split_col == "none" else split_col
     if split_col is None and "split" in columns:
         split = "split"
-    labels = tuple(label_cols) or tuple(c for c in columns if c == "label" or c.startswith("label_"))
+    named = tuple(label_cols) or manifest.roles.labels
+    named = named or tuple(c for c in columns if c == "label" or c.startswith("label_"))
     samples = manifest.samples
+    labels: tuple[str, ...] = ()
+    for column in named:
+        marks = marks_of(samples[column], column)
+        if len(marks.columns):
+            samples = samples.drop(columns=[column]).join(marks)
+            notes.append(f"'{column}' names several findings in a cell: {len(marks.columns)} labels (-t '{column}')")
+        labels += tuple(marks.columns) or (column,)
     if group is not None:
         samples = samples.assign(**{group: samples[group].map(as_text).astype(object)})
     return replace(manifest, samples=samples, roles=Roles(labels, group, split), notes=tuple(notes))
@@ -291,7 +300,10 @@ def _masks(path: Path, table: pd.DataFrame, column: str | None) -> list[str] | N
 
 
 def _from_npz(path: Path) -> Manifest:
+    from medprobe.datasets.medmnist import meaning
+
     images = ArrayImages.open(path)
+    notes: tuple[str, ...] = ()
     samples: dict[str, list[np.ndarray]] = {"id": [], "split": []}
     labels: list[np.ndarray] = []
     for prefix, count in images.members:
@@ -310,6 +322,9 @@ def _from_npz(path: Path) -> Manifest:
         if len(labels) != len(images.members) or len({part.shape[1] for part in labels}) != 1:
             raise DataError(f"{path}: labels are missing for a split, or differ in width between splits")
         stacked = np.concatenate(labels)
-        names = ["label"] if stacked.shape[1] == 1 else [f"label_{i}" for i in range(stacked.shape[1])]
+        width = stacked.shape[1]
+        known, said = meaning(path, width)
+        names = known or (("label",) if width == 1 else tuple(f"label_{i}" for i in range(width)))
         columns |= {name: stacked[:, i] for i, name in enumerate(names)}
-    return Manifest(pd.DataFrame(columns), images, Roles())
+        notes = (said,) if said else ()
+    return Manifest(pd.DataFrame(columns), images, Roles(), notes)

@@ -73,6 +73,19 @@ def typed(column: pd.Series) -> pd.Series:
     return pd.to_numeric(column).astype("float64")
 
 
+def marks_of(column: pd.Series, name: str) -> pd.DataFrame:
+    """Return 0 or 1 for each finding that cells such as ``Effusion|Mass`` name, missing where a cell is empty.
+
+    Columns are called ``<name>_<finding>``, in the order of the alphabet; there are none where no cell names several.
+    """
+    told = column.map(lambda value: [word.strip() for word in value.split("|")] if isinstance(value, str) else [])
+    if not (told.str.len() > 1).any():
+        return pd.DataFrame(index=column.index)
+    findings = sorted({word for words in told for word in words if word})
+    marks = {f"{name}_{word.replace('/', '_')}": told.map(lambda words, w=word: float(w in words)) for word in findings}
+    return pd.DataFrame(marks).where(told.map(any), np.nan).astype("float64")
+
+
 def texts(column: pd.Series) -> pd.Series:
     """Return a column as text, empty where a value is missing."""
     return column.map(as_text, na_action="ignore").astype(object).where(column.notna(), "")

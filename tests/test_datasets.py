@@ -2,143 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import random
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from dataset_helpers import aptos, cbis, chestxray14, chexpert, ddsm, isic, mimic, picture
 from typer.testing import CliRunner
 
 import medprobe
 from medprobe.cli import app
 from medprobe.datasets import DATASETS
-from medprobe.datasets._layout import FINDINGS, random_split, sorted_split
+from medprobe.datasets._study import drawn_split, sorted_split
 from medprobe.errors import DataError, UsageError
-
-RNG = np.random.default_rng(0)
-
-
-def picture(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(RNG.integers(0, 255, (8, 8), dtype=np.uint8)).save(path)
-
-
-def aptos(root: Path, n: int = 40) -> None:
-    rows = [(f"{i:012x}", i % 5) for i in range(n)]
-    for name, _ in rows:
-        picture(root / "train_images" / f"{name}.png")
-    table = pd.DataFrame(rows, columns=["id_code", "diagnosis"])
-    (root / "train.csv").write_bytes(b"\xef\xbb\xbf" + table.to_csv(index=False, lineterminator="\r\n").encode())
-    (root / "test.csv").write_text("id_code\nabc\n")
-
-
-def isic(root: Path, n: int = 48, *, metadata: bool = True) -> None:
-    names = ["MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK"]
-    truth = pd.DataFrame(0.0, index=range(n), columns=names)
-    for i in range(n):
-        truth.loc[i, names[(i // 3) % 8]] = 1.0
-    images = [f"ISIC_{i:07d}" for i in range(n)]
-    truth.insert(0, "image", images)
-    root.mkdir(parents=True)
-    truth.to_csv(root / "ISIC_2019_Training_GroundTruth.csv", index=False)
-    about = {
-        "image": images[::-1],
-        "age_approx": ["55.0" if i % 4 else "" for i in range(n)][::-1],
-        "anatom_site_general": ["torso"] * n,
-        "lesion_id": [f"HAM_{i // 3}" if i % 12 else "" for i in range(n)][::-1],
-        "sex": ["female" if i % 2 else "male" for i in range(n)][::-1],
-    }
-    if metadata:
-        pd.DataFrame(about).to_csv(root / "ISIC_2019_Training_Metadata.csv", index=False)
-    for name in images:
-        picture(root / "ISIC_2019_Training_Input" / f"{name}.jpg")
-
-
-def chexpert(root: Path, patients: int = 20) -> None:
-    for table, first, count in (("train", 1, patients), ("valid", 64541, 3)):
-        rows = []
-        for p in range(first, first + count):
-            for view in ("view1_frontal", "view2_lateral")[: 1 + p % 2]:
-                path = f"{table}/patient{p:05d}/study1/{view}.jpg"
-                picture(root / path)
-                marks = {name: ["", "1.0", "0.0", "-1.0"][(p + i) % 4] for i, name in enumerate(FINDINGS)}
-                side = "Frontal" if "frontal" in view else "Lateral"
-                about = {"Path": f"CheXpert-v1.0-small/{path}", "Sex": "Female", "Age": str(40 + p % 9)}
-                rows.append({**about, "Frontal/Lateral": side, "AP/PA": "AP" if side == "Frontal" else "", **marks})
-        pd.DataFrame(rows).to_csv(root / f"{table}.csv", index=False)
-
-
-def chestxray14(root: Path) -> None:
-    rows, train, test = [], [], []
-    for p in range(10):
-        for i in range(2):
-            name = f"{p + 1:08d}_{i:03d}.png"
-            picture(root / f"images_{1 + p // 5:03d}" / "images" / name)
-            said = ["No Finding", "Effusion|Mass", "Hernia"][(p + i) % 3]
-            rows.append((name, said, i, p + 1, f"{40 + p:03d}Y", "F", "PA"))
-            (train if p < 7 else test).append(name)
-    columns = [
-        "Image Index",
-        "Finding Labels",
-        "Follow-up #",
-        "Patient ID",
-        "Patient Age",
-        "Patient Gender",
-        "View Position",
-    ]
-    pd.DataFrame(rows, columns=columns).to_csv(root / "Data_Entry_2017_v2020.csv", index=False)
-    (root / "train_val_list.txt").write_text("\n".join(train))
-    (root / "test_list.txt").write_text("\n".join(test))
-
-
-def mimic(root: Path) -> None:
-    labels, split, about = [], [], []
-    for p in range(9):
-        subject, study = str(10000000 + p), str(50000000 + p)
-        for i in range(2):
-            dicom = f"{p:08x}-{i:08x}"
-            picture(root / "files" / f"p{subject[:2]}" / f"p{subject}" / f"s{study}" / f"{dicom}.jpg")
-            split.append((dicom, study, subject, ["train", "validate", "test"][p % 3]))
-            about.append((dicom, subject, study, "PA"))
-        if p != 8:
-            labels.append((subject, study, *[["", "1.0", "0.0", "-1.0"][(p + i) % 4] for i in range(14)]))
-    tables = {
-        "chexpert": pd.DataFrame(labels, columns=["subject_id", "study_id", *FINDINGS]),
-        "split": pd.DataFrame(split, columns=["dicom_id", "study_id", "subject_id", "split"]),
-        "metadata": pd.DataFrame(about, columns=["dicom_id", "subject_id", "study_id", "ViewPosition"]),
-    }
-    for name, table in tables.items():
-        (root / f"mimic-cxr-2.0.0-{name}.csv.gz").write_bytes(gzip.compress(table.to_csv(index=False).encode()))
-
-
-def cbis(root: Path, *, as_named: bool) -> None:
-    pytest.importorskip("pydicom")
-    from dicom_helpers import dataset, encoded
-
-    root.mkdir(parents=True)
-    for kind in ("mass", "calc"):
-        for side in ("train", "test"):
-            rows = []
-            for p in range(6):
-                # Patient 0 of the masses to learn from is tested on calcifications, as some of the real ones are.
-                number = (
-                    p if (kind, side) in {("mass", "train"), ("calc", "test")} else p + (20 if kind == "mass" else 40)
-                )
-                number += 60 if (kind, side) == ("calc", "test") and p else 0
-                case = f"{kind.title()}-{'Training' if side == 'train' else 'Test'}_P_{number:05d}_LEFT_CC"
-                named = f"{case}/1.3.6.1.4/1.3.6.2/000000.dcm"
-                stored = named if as_named else f"{case}/07-20-2016-DDSM-NA/1.000000-full mammogram images-1/1-1.dcm"
-                path = root / "CBIS-DDSM" / stored
-                path.parent.mkdir(parents=True)
-                path.write_bytes(encoded(dataset(RNG.integers(0, 4096, (9, 7)).astype(np.uint16), bits=12)))
-                pathologies = [["MALIGNANT", "BENIGN"], ["BENIGN_WITHOUT_CALLBACK"], ["BENIGN"]][p % 3]
-                rows += [(f"P_{number:05d}", "LEFT", "CC", pathology, f"{named}\n") for pathology in pathologies]
-            columns = ["patient_id", "left or right breast", "image view", "pathology", "image file path"]
-            pd.DataFrame(rows, columns=columns).to_csv(root / f"{kind}_case_description_{side}_set.csv", index=False)
 
 
 def test_aptos(tmp_path):
@@ -153,6 +31,8 @@ def test_aptos(tmp_path):
     (tmp_path / "a" / "train_images" / f"{3:012x}.png").unlink()
     fewer = medprobe.read_manifest(tmp_path / "a")
     assert len(fewer) == 39
+    kept = manifest.samples[manifest.samples["id"].isin(fewer.samples["id"])]
+    assert fewer.samples["split_study"].tolist() == kept["split_study"].tolist()  # drawn over the table, not the disk
     assert any("1 images of its tables are not on the disk" in note for note in fewer.notes)
     plain = medprobe.read_manifest(tmp_path / "a", dataset="none")
     assert set(plain.samples["label"]) == {"train_images"}
@@ -186,10 +66,8 @@ def test_chexpert(tmp_path):
     first = samples[samples["id"].str.contains("patient00001/")].iloc[0]
     assert first["label_No_Finding"] == 1
     assert (first["patient"], first["view"], first["projection"]) == ("patient00001", "frontal", "AP")
-    study = samples.loc[samples["split"] == "train", "split_study"]
-    assert study.value_counts().to_dict() == {"train": 24, "val": 3, "test": 3}
     order = samples.loc[samples["split"] == "train"].sort_values("id")["split_study"]
-    assert order.tolist() == ["train"] * 24 + ["val"] * 3 + ["test"] * 3
+    assert order.tolist() == ["val"] * 12 + ["test"] * 9 + ["train"] * 9
     assert (samples.loc[samples["split"] == "test", "split_study"] == "").all()
 
 
@@ -233,29 +111,134 @@ def test_cbis_ddsm(tmp_path, as_named):
     assert not found.unreadable
 
 
+def test_a_cbis_film_of_two_tables_is_one_row(tmp_path):
+    cbis(tmp_path / "c", as_named=True)
+    root = tmp_path / "c"
+    for side in ("train", "test"):  # patient 21 of the masses, benign there, is malignant among the calcifications
+        path = root / f"calc_case_description_{side}_set.csv"
+        table = pd.read_csv(path, dtype=str)
+        named = f"Calc-{'Training' if side == 'train' else 'Test'}_P_00002_LEFT_CC/1/2/000000.dcm"
+        twice = pd.DataFrame([("P_00002", "LEFT", "CC", "MALIGNANT", named)], columns=table.columns)
+        pd.concat([table, twice]).to_csv(path, index=False)
+    before = pd.read_csv(root / "mass_case_description_train_set.csv", dtype=str).query("patient_id == 'P_00002'")
+    assert before["pathology"].tolist() == ["BENIGN"]
+    manifest = medprobe.read_manifest(root)
+    film = manifest.samples.set_index("id").loc["P_00002_LEFT_CC"]
+    assert (film["label"], film["abnormality"], film["lesions"], film["split_official"]) == (1, "calc+mass", 3, "train")
+    assert len(manifest) == 24
+    assert any("1 films show a mass and a calcification" in note for note in manifest.notes)
+    assert any("1 films are in a table to train and in one to test" in note for note in manifest.notes)
+
+
+def test_ddsm(tmp_path):
+    ddsm(tmp_path / "d")
+    manifest = medprobe.read_manifest(tmp_path / "d")
+    samples = manifest.samples
+    assert len(manifest) == 18
+    assert manifest.roles.labels == ("label", "pathology")
+    assert (manifest.roles.group, manifest.roles.split) == ("patient", "split")
+    assert samples["split"].tolist() == ["train"] * 6 + ["val"] * 6 + ["test"] * 6
+    assert samples["pathology"].tolist()[:6] == ["normal"] * 2 + ["benign"] * 2 + ["cancer"] * 2
+    assert samples["label"].tolist()[:6] == [0, 0, 1, 1, 1, 1]
+    assert samples["patient"].tolist()[:3] == ["A_0000", "A_0000", "B_0001"]
+    assert (samples["side"][1], samples["view"][1]) == ("right", "CC")
+    lists = tmp_path / "d" / "ddsm_raw_image_lists"
+    first = (lists / "train.txt").read_text().splitlines()[0]
+    (lists / "test.txt").write_text(f"{first.replace('LEFT', 'RIGHT')}\n")
+    (lists / "train.txt").write_text(f"{first}\n")
+    torn = medprobe.read_manifest(tmp_path / "d")
+    assert torn.roles.split is None
+    assert any("LEAK: split_official has 1 of 4 of 'patient'" in note for note in torn.notes)
+    ddsm(tmp_path / "e", own_names=False)
+    other = medprobe.read_manifest(tmp_path / "e")
+    assert other.roles.group is None
+    assert "patient" not in other.samples
+    assert any("which of them are of one patient is unknown" in note for note in other.notes)
+    (tmp_path / "e" / "ddsm_raw_image_lists" / "val.txt").write_text("cancer_1.png\nmalignant_2.png\n")
+    with pytest.raises(DataError, match=r"val\.txt: the file of line 2 is not called normal_\.\.\. or benign"):
+        medprobe.read_manifest(tmp_path / "e")
+    (tmp_path / "e" / "ddsm_raw_image_lists" / "val.txt").unlink()
+    with pytest.raises(DataError, match=r"val\.txt: could not be read as a list"):
+        medprobe.read_manifest(tmp_path / "e")
+
+
 def test_a_data_set_that_is_not_there_says_where_it_is(tmp_path):
-    with pytest.raises(DataError, match=r"not ISIC 2019, which is ISIC_2019.*isic-archive\.com"):
+    with pytest.raises(DataError, match=r"not ISIC 2019, which is ISIC_2019.*there is no ISIC_2019.*isic-archive\.com"):
         medprobe.read_manifest(tmp_path, dataset="isic2019")
     with pytest.raises(UsageError, match="--dataset nothing: one of aptos2019"):
         medprobe.read_manifest(tmp_path, dataset="nothing")
+    for name, dataset in DATASETS.items():
+        with pytest.raises(
+            DataError, match=re.escape(f"there is no such folder). It is handed out at {dataset.where}")
+        ):
+            medprobe.read_manifest(tmp_path / "nowhere", dataset=name)
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
+        medprobe.read_manifest(tmp_path / "nowhere")
     (tmp_path / "train_images").mkdir()
     (tmp_path / "train.csv").write_text("id_code,diagnosis\nabc,1\n")
     with pytest.raises(DataError, match=r"none of its 1 images is there \(first: abc\.png\)"):
-        medprobe.read_manifest(tmp_path)
-    (tmp_path / "train.csv").write_text("id,diagnosis\nabc,1\n")
-    with pytest.raises(DataError, match=r"train\.csv: no column 'id_code'.*--dataset none"):
         medprobe.read_manifest(tmp_path)
     isic(tmp_path / "i", 6, metadata=False)
     with pytest.raises(DataError, match=r"ISIC_2019_Training_Metadata\.csv: could not be read"):
         medprobe.read_manifest(tmp_path / "i")
 
 
-def test_splits_are_those_of_the_study():
-    sides = random_split(1000, 0.7, 0.15)
-    assert pd.Series(sides).value_counts().to_dict() == {"train": 700, "val": 150, "test": 150}
-    assert (sides == random_split(1000, 0.7, 0.15)).all()
-    assert (sides[:700] != "train").any()
-    assert sorted_split(["b", "a", "d", "c", "e"], 0.6, 0.2).tolist() == ["train", "train", "val", "train", "test"]
+def test_a_table_of_that_name_alone_is_no_data_set(tmp_path):
+    for name in ("train_images/cat/1.png", "train_images/dog/2.png", "train/patient_1/3.png"):
+        picture(tmp_path / name)
+    (tmp_path / "train.csv").write_text("id,diagnosis\nabc,1\n")
+    plain = medprobe.read_manifest(tmp_path)
+    assert plain.samples["id"].tolist() == ["train/patient_1/3.png", "train_images/cat/1.png", "train_images/dog/2.png"]
+    for dataset, column in (("aptos2019", "id_code"), ("chexpert", "Path")):
+        with pytest.raises(DataError, match=rf"train\.csv has no column '{column}'"):
+            medprobe.read_manifest(tmp_path, dataset=dataset)
+    (tmp_path / "train.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"could not be read as a table.*--dataset none"):
+        medprobe.read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(("n", "held_out", "sizes"), [(3662, 0.3, (2564, 549, 549)), (25331, 0.2, (20265, 2533, 2533))])
+def test_the_drawn_split_is_the_studys(n, held_out, sizes):
+    rows = list(range(n))
+    random.Random(42).shuffle(rows)
+    held, learned = rows[: int(n * held_out)], rows[int(n * held_out) :]
+    sides = drawn_split(n, held_out)
+    assert tuple((sides == side).sum() for side in ("train", "val", "test")) == sizes
+    assert (sides[learned] == "train").all()
+    assert (sides[held[: int(len(held) / 2)]] == "val").all()
+    assert (sides[held[int(len(held) / 2) :]] == "test").all()
+
+
+def by_labels(paths: list[str]) -> dict[str, set[int]]:
+    """The rows of each side as pandas cuts a sorted table by the numbers that its rows had: ends included."""
+    table = pd.DataFrame({"Path": paths}).sort_values("Path")
+    cut = int(len(table) * 0.2) + 15
+    held = table.loc[:cut]
+    middle = int(len(held) / 2)
+    return {name: set(part.index) for name, part in
+            (("train", table.loc[cut:]), ("val", held.loc[:middle]), ("test", held.loc[middle:]))}  # fmt: skip
+
+
+@pytest.mark.parametrize("mixed", [0, 1, 5, 40])
+def test_the_sorted_split_is_the_studys(mixed):
+    rng = np.random.default_rng(mixed)
+    order = np.argsort(np.arange(900) + rng.uniform(0, mixed + 1e-9, 900))  # nearly sorted, as the official table is
+    paths = [f"CheXpert-v1.0/train/patient{i // 3:05d}/study1/view{i % 3}.jpg" for i in order]
+    expected = by_labels(paths)
+    sides = sorted_split(paths)
+    found = {side: set(np.flatnonzero(sides == side)) for side in expected}
+    assert found["train"] == expected["train"]
+    assert found["val"] == expected["val"] - expected["train"]
+    assert found["test"] == expected["test"] - expected["val"] - expected["train"]
+    assert len(expected["train"] & expected["test"]) == len(expected["val"] & expected["test"]) == 1
+
+
+def test_the_sorted_split_of_the_official_size_and_of_tables_that_it_cannot_cut():
+    sides = sorted_split([f"{i:06d}" for i in range(223_414)])
+    # 22,349 of the study's test rows, less the two that are on another side, too
+    assert [int((sides == side).sum()) for side in ("train", "val", "test")] == [178_717, 22_350, 22_347]
+    assert sorted_split([f"{i:02d}" for i in range(18)]) is None
+    assert sorted_split([f"{i:03d}" for i in range(100)][::-1]) is None
 
 
 def test_from_the_layout_to_a_result_with_the_studys_split_and_a_grouped_one(tmp_path):
@@ -275,7 +258,7 @@ def test_several_labels_with_uncertain_ones(tmp_path):
     (report,) = medprobe.embed(tmp_path / "c", "baseline/pixels", tmp_path / "s", workers=0, image_size=8)
     with pytest.raises(DataError, match="--uncertain"):
         medprobe.probe(report.path, "label", probes=["ridge"])
-    for rule in ("zeros", "ones", "ignore"):
+    for rule in ("zeros", "ones", "ignore", "huix2024"):
         rows = medprobe.probe(report.path, "label", probes=["ridge"], uncertain=rule, n_folds=3, n_resamples=20)
         assert rows[0].task == "multilabel"
 

@@ -16,7 +16,7 @@ def data(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="One of them; all unless given.")] = None,
     json: Json = False,
 ) -> None:
-    """List the data sets that are known by their layout: where they are handed out and what the folder looks like."""
+    """List the data sets that are known by their layout: where they are handed out, what a folder looks like, what to ask."""
     from medprobe.datasets import DATASETS
 
     if name is not None and name not in DATASETS:
@@ -27,5 +27,16 @@ def data(
         return
     for d in chosen:
         typer.echo(f"{d.name}: {d.title}, {d.images}")
-        for what, text in (("target", d.target), ("from", d.where), ("folder", d.layout), ("note", d.note)):
-            typer.echo(f"  {what:8}{text}")
+        said = {
+            "from": d.where,
+            "layout": d.layout,
+            "target": d.target,
+            "probe": d.metric,
+            "grouped": d.groups,
+            "splits": d.splits,
+            "study": d.study,
+            "note": d.note,
+        }
+        for what, text in said.items():
+            if text:
+                typer.echo(f"  {what:9}{text}")

@@ -78,7 +78,8 @@ def probe(
     uncertain: Annotated[
         str | None,
         typer.Option(
-            help="What a label of -1 counts as, of several labels: zeros, ones or ignore.", rich_help_panel=_WHAT
+            help="What a label of -1 counts as, of several labels: zeros, ones, ignore, or as in huix2024.",
+            rich_help_panel=_WHAT,
         ),
     ] = None,
     shots: Annotated[

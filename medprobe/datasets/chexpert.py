@@ -2,40 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from medprobe.datasets._layout import FINDINGS, findings, manifest_of, read_csv, sorted_split
+from medprobe.datasets._cells import Table
+from medprobe.datasets._layout import FINDINGS, findings, manifest_of
+from medprobe.datasets._study import sorted_split
 from medprobe.manifest import Manifest
+
+_COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *FINDINGS)
+_BATCHES = "CheXpert-v1.0 batch*"
 
 
 def read(root: Path) -> Manifest:
     """Return the manifest: ``split`` tests on the official validation images, ``split_study`` cuts the sorted train.csv."""
-    columns = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *FINDINGS)
-    tables = [("train", read_csv(root / "train.csv", columns))]
+    training = Table.read(root / "train.csv", _COLUMNS)
+    parts = [_samples(training, "train")]
     if (root / "valid.csv").exists():
-        tables.append(("test", read_csv(root / "valid.csv", columns)))
-    table = pd.concat([table.assign(side=side) for side, table in tables], ignore_index=True)
-    ids = table["Path"].str.split("/", n=1).str[1]  # the first folder is the data set's own
-    samples = pd.DataFrame(
+        parts.append(_samples(Table.read(root / "valid.csv", _COLUMNS), "test"))
+    samples = pd.concat(parts, ignore_index=True)
+    notes = []
+    study = sorted_split(training.names("Path").tolist())
+    if study is None:
+        notes.append("train.csv has too few rows, or another order than the official one: there is no split_study")
+    else:
+        samples["split_study"] = np.concatenate([study, np.full(len(samples) - len(study), "", dtype=object)])
+    official = samples.pop("side")
+    file_of = _files(root)
+    return manifest_of(
+        "CheXpert",
+        root,
+        samples,
+        files=[file_of(name) for name in samples["id"]],
+        group="patient",
+        official=official,
+        notes=notes,
+    )
+
+
+def _samples(table: Table, side: str) -> pd.DataFrame:
+    # The first folder of a path is the data set's own, whose name differs from copy to copy.
+    parts = table.names("Path").str.extract(r"(?:^|/)((?:train|valid|test)/((patient\d+)/[^/]+)/[^/]+)$")
+    table.refuse("Path", parts[0].isna(), "does not end in train/patient00001/study1/view1_frontal.jpg or the like")
+    return pd.DataFrame(
         {
-            "id": ids,
-            "patient": ids.str.extract(r"(patient\d+)")[0].fillna(""),
-            "study": ids.str.extract(r"(patient\d+/study\d+)")[0].fillna(""),
-            "sex": table["Sex"].fillna(""),
-            "age": pd.to_numeric(table["Age"]),
-            "view": table["Frontal/Lateral"].str.lower().fillna(""),
-            "projection": table["AP/PA"].fillna(""),
+            "id": parts[0],
+            "patient": parts[2],
+            "study": parts[1],
+            "sex": table.words("Sex"),
+            "age": table.numbers("Age"),
+            "view": table.words("Frontal/Lateral").str.lower(),
+            "projection": table.words("AP/PA"),
             **findings(table, FINDINGS),
+            "side": side,
         }
     )
-    side = pd.Series(table["side"].to_numpy(), index=ids)
 
-    def study(kept: pd.DataFrame) -> pd.Series:
-        training = kept["id"].map(side) == "train"
-        sides = pd.Series("", index=kept.index, dtype=object)
-        sides[training] = sorted_split(kept["id"][training].tolist(), 0.80, 0.10)
-        return sides
 
-    return manifest_of("CheXpert", root, samples, group="patient", split=lambda kept: kept["id"].map(side), study=study)
+def _files(root: Path) -> Callable[[str], str]:
+    """Return what gives the file of an id: below the root, or in the batches of the full-size edition beside its tables."""
+    root = root.resolve()
+    batches = sorted([*root.glob(_BATCHES), *(root.parent.glob(_BATCHES) if root.match(_BATCHES) else ())])
+    patients = {folder.name: folder for batch in batches for folder in batch.glob("patient*")}
+    others = [batch for batch in batches if (batch / "valid").is_dir()]
+
+    def file_of(name: str) -> str:
+        side, patient, rest = name.split("/", 2)
+        path = root / name
+        if side == "train" and patient in patients:
+            path = patients[patient] / rest
+        elif side == "valid" and others and not (root / side).is_dir():
+            path = others[0] / name
+        lossless = path.with_suffix(".png")
+        return str(lossless if lossless.is_file() and not path.is_file() else path)
+
+    return file_of

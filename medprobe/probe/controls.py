@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 import pandas as pd
 
+from medprobe.manifest import SPLIT_NAMES
 from medprobe.probe.metrics import METRICS
 from medprobe.probe.targets import Floats
 from medprobe.results import Row, ranked
@@ -20,7 +21,7 @@ _MOST_WORDS = 50
 
 
 def describing_columns(samples: pd.DataFrame, without: Collection[str]) -> list[str]:
-    """Return the columns that describe a sample: numbers, or words that many samples share.
+    """Return the columns that describe a sample: numbers, or words that many samples share. A split describes none.
 
     Args:
         samples: Of a store.
@@ -30,11 +31,17 @@ def describing_columns(samples: pd.DataFrame, without: Collection[str]) -> list[
     found = []
     for name in samples.columns.drop("id"):
         column = samples[name]
-        if name in without or column.nunique(dropna=False) < 2:
+        if name in without or column.nunique(dropna=False) < 2 or _is_split(column):
             continue
         if column.dtype.kind in "biuf" or column.nunique() <= min(_MOST_WORDS, len(column) / 2):
             found.append(str(name))
     return found
+
+
+def _is_split(column: pd.Series) -> bool:
+    """Return whether a column says nothing but who is trained on and who is tested on."""
+    words = set(column.dropna().astype(str).str.strip().str.lower().unique()) - {""}
+    return bool(words) and words <= SPLIT_NAMES.keys()
 
 
 def column_features(samples: pd.DataFrame, columns: Collection[str]) -> Floats:

@@ -110,7 +110,7 @@ def probe(
         train_where: Only these are learned from (settings are chosen on them, too).
         test_where: Only these are tested on.
         relabel: Rules that merge or drop classes of the target, such as ``2,3,4=refer`` and ``U=``.
-        uncertain: What a label of -1 counts as in multi-label targets: ``zeros``, ``ones`` or ``ignore``.
+        uncertain: What a label of -1 counts as in multi-label targets: ``zeros``, ``ones``, ``ignore``, or ``huix2024``.
         label_noise: Share of the labels to learn from that are made wrong on purpose; the tested ones stay.
         shots: Numbers of labelled images of each class to learn from: rows for each of them.
         repeats: Draws of so few labels; values are means over them, and the intervals know of them.

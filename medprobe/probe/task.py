@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ from medprobe.errors import DataError, UsageError
 
 # More distinct numbers than this are a measurement, not a class.
 _MOST_CLASSES = 100
-UNCERTAIN = {"zeros": 0.0, "ones": 1.0, "ignore": np.nan}
+STUDY = "huix2024"
+UNCERTAIN = {"zeros": 0.0, "ones": 1.0, "ignore": np.nan, STUDY: 0.0}
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,13 @@ def target_of(samples: pd.DataFrame, name: str, *, ordinal: bool = False, uncert
 
     A column is one class a sample, in the order of numbers or of the alphabet. A comma list (``edema,effusion``), a
     pattern (``finding_*``) or the common start of columns (``label`` for ``label_0, label_1, ...``) is multi-label:
-    0, 1 or missing. With ``uncertain``, -1 counts as 0 (``zeros``), as 1 (``ones``) or as missing (``ignore``).
+    0, 1 or missing. With ``uncertain``, -1 counts as 0 (``zeros``), as 1 (``ones``) or as missing (``ignore``);
+    ``huix2024`` is the rule of Palés Huix et al. (WACV 2024): -1 and missing count as 0, and a row of nothing but 0 has No
+    Finding.
 
     Raises:
-        UsageError: There is no such column, or ordinal classes that are no numbers.
+        UsageError: There is no such column, ordinal classes that are no numbers, or no label No Finding where the rule
+            needs one.
         DataError: Fewer than two classes, values that are no classes, or labels other than 0, 1 and missing.
 
     """
@@ -60,6 +65,8 @@ def target_of(samples: pd.DataFrame, name: str, *, ordinal: bool = False, uncert
     columns = _columns(samples, name)
     if uncertain is not None:
         samples = samples.assign(**{column: _settled(samples[column], uncertain) for column in columns})
+    if uncertain == STUDY:
+        samples = samples.assign(**_with_no_finding(samples[columns]))
     if len(columns) > 1:
         if ordinal:
             raise UsageError(
@@ -131,6 +138,16 @@ def _settled(column: pd.Series, uncertain: str) -> pd.Series:
     numbers = pd.to_numeric(column.where(~missing(column)), errors="coerce")
     words = numbers.isna() & ~missing(column)
     return column if words.any() else numbers.astype("float64").mask(numbers == -1, UNCERTAIN[uncertain])
+
+
+def _with_no_finding(labels: pd.DataFrame) -> pd.DataFrame:
+    """Return labels of which none is missing, and No Finding is 1 where all are 0; words stay as they are."""
+    none = [column for column in labels.columns if re.sub("[^a-z]", "", column.lower()).endswith("nofinding")]
+    if len(none) != 1:
+        raise UsageError(f"--uncertain {STUDY}: one of the labels has to be called No Finding")
+    filled = labels.mask(labels.apply(missing), 0.0)
+    nothing = (filled.apply(pd.to_numeric, errors="coerce") == 0).all(axis=1)
+    return filled.assign(**{none[0]: filled[none[0]].mask(nothing, 1.0)})
 
 
 def missing(column: pd.Series) -> Any:
