@@ -99,6 +99,7 @@ def chestxray14(root: Path) -> None:
 
 
 def mimic(root: Path) -> None:
+    root.mkdir(parents=True, exist_ok=True)
     labels, split, about = [], [], []
     for p in range(9):
         subject, study = str(10000000 + p), str(50000000 + p)

@@ -60,6 +60,10 @@ def primary(rows: list[Row]) -> dict[str, Row]:
 def test_describing_columns_are_neither_labels_nor_names(samples: pd.DataFrame) -> None:
     samples.insert(0, "id", [str(i) for i in range(N)])
     assert describing_columns(samples, ["label", "other", "patient"]) == ["view", "age"]
+    sides = np.array(["train", "Val", "test", ""])[np.arange(N) % 4]
+    samples = samples.assign(split_study=sides, split_official=np.where(sides == "", "test", "train"), site=sides)
+    samples.loc[0, "site"] = "Graz"
+    assert describing_columns(samples, ["label", "other", "patient"]) == ["view", "age", "site"]
 
 
 def test_columns_become_numbers(samples: pd.DataFrame) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import random
 import re
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 from dataset_helpers import aptos, cbis, chestxray14, chexpert, ddsm, isic, mimic, picture
 from typer.testing import CliRunner
 
@@ -114,7 +116,7 @@ def test_cbis_ddsm(tmp_path, as_named):
 def test_a_cbis_film_of_two_tables_is_one_row(tmp_path):
     cbis(tmp_path / "c", as_named=True)
     root = tmp_path / "c"
-    for side in ("train", "test"):  # patient 21 of the masses, benign there, is malignant among the calcifications
+    for side in ("train", "test"):  # benign by its mass, malignant by its calcification
         path = root / f"calc_case_description_{side}_set.csv"
         table = pd.read_csv(path, dtype=str)
         named = f"Calc-{'Training' if side == 'train' else 'Test'}_P_00002_LEFT_CC/1/2/000000.dcm"
@@ -258,7 +260,7 @@ def test_several_labels_with_uncertain_ones(tmp_path):
     (report,) = medprobe.embed(tmp_path / "c", "baseline/pixels", tmp_path / "s", workers=0, image_size=8)
     with pytest.raises(DataError, match="--uncertain"):
         medprobe.probe(report.path, "label", probes=["ridge"])
-    for rule in ("zeros", "ones", "ignore", "huix2024"):
+    for rule in ("zeros", "ones", "ignore"):
         rows = medprobe.probe(report.path, "label", probes=["ridge"], uncertain=rule, n_folds=3, n_resamples=20)
         assert rows[0].task == "multilabel"
 
@@ -266,7 +268,25 @@ def test_several_labels_with_uncertain_ones(tmp_path):
 def test_the_list_of_data_sets():
     said = CliRunner().invoke(app, ["data"])
     assert said.exit_code == 0
-    assert all(d.title in said.stdout and d.where in said.stdout for d in DATASETS.values())
+    for d in DATASETS.values():
+        assert all(text in said.stdout for text in (d.title, d.where, d.layout, d.target, d.metric, d.groups, d.splits))
+        assert d.study in said.stdout
     (one,) = json.loads(CliRunner().invoke(app, ["data", "chexpert", "--json"]).stdout)
     assert one["title"] == "CheXpert"
     assert CliRunner().invoke(app, ["data", "nothing"]).exit_code == 2
+
+
+def test_what_the_list_says_to_ask_can_be_asked(tmp_path):
+    """Options of the study's protocol are options of the program, and name columns that a reader gives."""
+    aptos(tmp_path / "aptos2019")
+    isic(tmp_path / "isic2019")
+    chexpert(tmp_path / "chexpert")
+    ddsm(tmp_path / "ddsm")
+    known = {flag for command in typer.main.get_command(app).commands["probe"].params for flag in command.opts}
+    in_study = [d for d in DATASETS.values() if d.study]
+    assert len(in_study) == 4
+    for d in in_study:
+        words = d.study.split(" (")[0].split()
+        assert {word for word in words if word.startswith("-")} <= known
+        manifest = medprobe.read_manifest(tmp_path / d.name)
+        assert dict(pairwise(words)).get("--split-col", "split") in manifest.samples

@@ -185,7 +185,7 @@ DATASETS: Mapping[str, Dataset] = {
             metric="-t label: AUROC",
             groups="patient",
             splits="split_official (its tables, which share patients)",
-            note="Whole mammograms, one row a film: malignant if any of its lesions is. benign_without_callback counts as not.",
+            note="Whole mammograms, one row a film: malignant if one of its lesions is. benign_without_callback is not.",
             module="cbis_ddsm",
             signs=(
                 "{0}|{1}|csv/{0}|csv/{1}".format(*(f"{kind}_case_description_*_set.csv" for kind in ("mass", "calc"))),
