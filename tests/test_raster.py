@@ -7,6 +7,7 @@ import io
 import os
 import struct
 import zlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -345,6 +346,68 @@ def test_truncated_files_are_refused_whatever_other_packages_set(monkeypatch, fi
         for kept in (len(data) // 2, len(data) - 40):
             assert reason(data[:kept]) in {"truncated", "damaged"}
         assert ImageFile.LOAD_TRUNCATED_IMAGES is allowed
+
+
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+PNG_KINDS = [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (8, 2), (16, 2), (1, 3), (8, 3), (8, 4), (16, 4), (8, 6), (16, 6)]
+
+
+def png(bits: int, colour: int, pixels: np.ndarray, *, interlaced: bool, lost: int = 0, parts: int = 1) -> bytes:
+    """A PNG of samples (H, W, channels), its stream shorter by so many bytes and sound, in so many chunks."""
+    height, width, _ = pixels.shape
+    views = [pixels[y::down, x::across] for x, y, across, down in PASSES] if interlaced else [pixels]
+    stream = b""
+    for view in views:
+        for row in view if view.size else ():
+            shifts = np.arange(bits - 1, -1, -1)
+            stream += b"\0" + np.packbits(((row.ravel()[:, None] >> shifts) & 1).astype(bool)).tobytes()
+    body = zlib.compress(stream[: len(stream) - lost])
+    cuts = np.linspace(0, len(body), parts + 1).astype(int)
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)
+    palette = [(b"PLTE", bytes(range(256)) * 3)] if colour == 3 and bits == 8 else [(b"PLTE", b"abcdef")]
+    chunks = [(b"IHDR", header), *(palette if colour == 3 else [])]
+    chunks += [(b"IDAT", body[a:b]) for a, b in pairwise(cuts)] + [(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+@pytest.mark.parametrize(("bits", "colour"), PNG_KINDS)
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_png_whose_stream_is_sound_and_short_is_refused(bits, colour, interlaced):
+    pixels = RNG.integers(0, 1 << bits, (11, 13, {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]))
+    whole_file = png(bits, colour, pixels, interlaced=interlaced, parts=3)
+    expected = Image.open(io.BytesIO(whole_file))
+    expected.load()
+    assert load(whole_file, whole(11, 13)).shape == (11, 13, 3)
+    if bits == 8 and colour == 2:
+        np.testing.assert_array_equal(load(whole_file, whole(11, 13)), pixels)
+    row = 1 + (13 * pixels.shape[2] * bits + 7) // 8
+    for rows in (1, 2, 4):  # of the last pass, where there are several
+        short = png(bits, colour, pixels, interlaced=interlaced, lost=rows * row)
+        Image.open(io.BytesIO(short)).load()  # Pillow reads it, with black in place of what is missing
+        assert reason(short) == "lacks pixels"
+    assert reason(png(bits, colour, pixels, interlaced=interlaced, lost=1)) in {"truncated", "lacks pixels"}
+
+
+@pytest.mark.parametrize("value", [0, 1, 85, 255])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_a_png_of_one_colour_is_read_whatever_its_colour(mode, value):
+    image = Image.new("L", (300, 200), value)
+    image = Image.fromarray(np.full((200, 300), value * 257, np.uint16)) if mode == "I;16" else image.convert(mode)
+    data = encoded(image)
+    assert load(data, whole(200, 300)).shape == (200, 300, 3)
+    ending = Image.open(io.BytesIO(data))
+    raster.mark_last_row(ending)  # a picture that really ends in the mark
+    marked = Image.new(ending.mode, ending.size)
+    marked.im = ending.im
+    assert load(encoded(marked), whole(200, 300)).shape == (200, 300, 3)
+
+
+def test_a_png_is_inflated_piece_by_piece():
+    pixels = np.zeros((500, 400, 3), dtype=np.int64)  # a thousandth of its size when compressed
+    assert load(png(8, 2, pixels, interlaced=True, parts=2), Geometry((8, 8), 8)).shape == (8, 8, 3)
+    assert reason(png(8, 2, pixels, interlaced=True, parts=2, lost=1 + 400 * 3)) == "lacks pixels"
 
 
 def test_bombs_are_refused_at_the_limit_whatever_other_packages_set(monkeypatch):

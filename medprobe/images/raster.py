@@ -17,6 +17,7 @@ from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
 
 from medprobe.errors import DataError, UsageError
 from medprobe.images.geometry import Geometry
+from medprobe.images.png import lacks_pixels, mark_last_row
 from medprobe.images.sources import Box
 from medprobe.images.window import FILE, Window
 
@@ -270,7 +271,10 @@ def _decode(data: bytes, geometries: Sequence[Geometry], region: Region) -> tupl
     width, height = image.size
     if image.format == "JPEG" and geometries and region.box is None and not any(g.exact_decode for g in geometries):
         _reduce(image, geometries)
+    mark = mark_last_row(image) if image.format == "PNG" and n == 1 else None
     image.load()
+    if mark is not None and lacks_pixels(image, data, mark):
+        raise ImageError("lacks pixels")
     # Pillow turns this polarity round for 8 bits and fewer only.
     negative = image.mode in _DEEP_MODES and getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
     rgb = _to_rgb(_upright(image))
