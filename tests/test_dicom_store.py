@@ -66,3 +66,30 @@ def test_damage_is_a_reason_and_a_missing_package_an_error(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UsageError, match=r"medprobe\[dicom\]"):
         load_rgb(data, [Geometry((8, 8), 8)])
+
+
+@pytest.mark.parametrize("package", ["pydicom", "pydicom-data"])
+def test_every_file_of_a_collection_is_read_or_refused_with_a_reason(package, tmp_path):
+    root = FILES
+    if package == "pydicom-data":
+        root = Path(pytest.importorskip("data_store", reason="needs pydicom-data").__file__).parent
+    options = {"frames": "first", "keep_ids": True, "workers": 0}
+    found = medprobe.check(root, **options)
+    (report,) = medprobe.embed(root, "baseline/pixels", tmp_path, max_failures=1000, **options)
+    store = medprobe.open_store(report.path)
+    seen = [*store.samples["id"], *store.failures["id"]]
+    assert len(seen) == len(set(seen)) == found.images
+    assert np.isfinite(store.features()).all()
+    assert dict(zip(store.failures["id"], store.failures["reason"], strict=True)) == found.unreadable
+    assert all(reason and len(reason) < 100 for reason in found.unreadable.values())
+    files = {
+        str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file() and path.stat().st_size > 132
+    }
+    dicom = {name: path for name, path in files.items() if path.read_bytes()[128:132] == b"DICM"}
+    images = {name.split("#")[0] for name in seen}
+    for name in dicom.keys() - images:  # left out of the manifest, and counted there
+        header = pydicom.dcmread(dicom[name], force=True, stop_before_pixels=False)
+        assert not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & {element.keyword for element in header}
+    told = " ".join(found.notes)
+    assert f"{len(dicom.keys() - images)} DICOM files hold no image" in told or dicom.keys() <= images
+    assert len(store.samples) > 60
