@@ -13,8 +13,10 @@ from PIL import Image
 from medprobe.embed import normalize
 from medprobe.embed.normalize import channel_statistics, parse_normalize
 from medprobe.embed.run import embed
+from medprobe.encoders.base import fingerprint
 from medprobe.errors import DataError, UsageError
 from medprobe.images.decode import Decoder
+from medprobe.images.raster import SIXTEEN_BIT_RULE
 from medprobe.manifest import read_manifest
 from medprobe.store import open_store
 from medprobe.testing import FakeEncoder
@@ -142,6 +144,16 @@ def test_by_default_the_encoders_own(table: Path, tmp_path: Path) -> None:
     (report,) = embed(table, FakeEncoder(), tmp_path / "out", workers=0)
     assert stored(report)["normalization"] == "encoder"
     assert stored(report)["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_a_store_says_how_colours_and_deep_grey_were_read(table: Path, tmp_path: Path) -> None:
+    (report,) = embed(table, FakeEncoder(), tmp_path / "s", workers=0)
+    preprocess = stored(report)
+    assert SIXTEEN_BIT_RULE in preprocess["colour"]
+    assert "alpha over black" in preprocess["colour"]
+    provenance = FakeEncoder().provenance()
+    other = provenance | {"preprocess": provenance["preprocess"] | {"colour": "alpha over white"}}
+    assert fingerprint(provenance, "fp32") != fingerprint(other, "fp32")
 
 
 def test_a_colour_that_never_changes_stays_finite(tmp_path: Path) -> None:
