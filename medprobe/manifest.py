@@ -214,6 +214,9 @@ def _with_roles(
     for column in named:
         marks = marks_of(samples[column], column)
         if len(marks.columns):
+            double = [name for name in marks.columns if name in samples.columns]
+            if double:
+                raise DataError(f"column '{column}' names a finding that is column '{double[0]}', too; leave one out")
             samples = samples.drop(columns=[column]).join(marks)
             notes.append(f"'{column}' names several findings in a cell: {len(marks.columns)} labels (-t '{column}')")
         labels += tuple(marks.columns) or (column,)

@@ -78,11 +78,13 @@ def marks_of(column: pd.Series, name: str) -> pd.DataFrame:
 
     Columns are called ``<name>_<finding>``, in the order of the alphabet; there are none where no cell names several.
     """
-    told = column.map(lambda value: [word.strip() for word in value.split("|")] if isinstance(value, str) else [])
+    told = column.map(
+        lambda value: [word.strip().replace("/", "_") for word in value.split("|")] if isinstance(value, str) else []
+    )
     if not (told.str.len() > 1).any():
         return pd.DataFrame(index=column.index)
     findings = sorted({word for words in told for word in words if word})
-    marks = {f"{name}_{word.replace('/', '_')}": told.map(lambda words, w=word: float(w in words)) for word in findings}
+    marks = {f"{name}_{word}": told.map(lambda words, w=word: float(w in words)) for word in findings}
     return pd.DataFrame(marks).where(told.map(any), np.nan).astype("float64")
 
 

@@ -324,6 +324,9 @@ def test_a_column_that_names_several_findings(tmp_path):
         tmp_path, labels=own_table(tmp_path, "path,label\na.png,x|y\nb.png,y\nc.png,x\n"), label_cols=["label"]
     )
     assert joined.roles.labels == ("label_x", "label_y")
+    twice = own_table(tmp_path, "path,label,label_x\na.png,x|y,1\nb.png,y,0\nc.png,x,1\n")
+    with pytest.raises(DataError, match="column 'label' names a finding that is column 'label_x', too"):
+        medprobe.read_manifest(twice)
 
 
 def test_one_column_for_each_finding(tmp_path):
