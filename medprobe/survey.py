@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medprobe.images.decode import CHUNK, Decoder, default_workers
+from medprobe.images.decode import Decoder, chunks, default_workers
 from medprobe.images.geometry import Geometry
 from medprobe.images.window import parse_window
 from medprobe.manifest import SPLIT_NAMES, Manifest, read_manifest
@@ -174,10 +174,10 @@ def _images(
     digests: list[str] = []
     sizes = np.zeros((n, 2), dtype=np.int64)
     reasons = np.full(n, "", dtype=object)
-    chunks = ([manifest.images.payload(row) for row in range(i, min(i + CHUNK, n))] for i in range(0, n, CHUNK))
+    parts = ([manifest.images.payload(row) for row in rows] for rows in chunks(manifest.images, range(n), [geometry]))
     done = 0
     with Decoder(default_workers() if workers is None else workers) as decoder:
-        for decoded in decoder.run(chunks, [geometry]):
+        for decoded in decoder.run(parts, [geometry]):
             rows = slice(done, done + len(decoded.readable))
             sizes[rows] = decoded.appearance[0][:, :2]
             reasons[np.arange(done, rows.stop)[~decoded.readable]] = decoded.reasons
