@@ -30,8 +30,8 @@ class Slicing:
 
     """
 
-    axis: str = NATIVE
-    slices: Frames = Frames("all")
+    axis: str
+    slices: Frames
 
     @classmethod
     def parse(cls, axis: str | None, slices: str | None) -> Slicing:
@@ -46,7 +46,7 @@ class Slicing:
         return cls(parse_axis(axis or NATIVE), parse_slices(slices or "all"))
 
     def __str__(self) -> str:
-        """Return it as a store keeps it: two numbers that :meth:`read` takes apart."""
+        """Return it as a store keeps it, and :meth:`read` takes it apart."""
         return f"{self.axis}; {self.slices}"
 
     @classmethod

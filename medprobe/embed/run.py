@@ -133,8 +133,8 @@ def embed(
         volumes: ``series`` takes DICOM series as volumes; see :func:`~medprobe.manifest.read_manifest`.
         slice_axis: Along which axis volumes are sliced.
         slices: Which of their slices.
-        window: How grey values of DICOM files and volumes are shown: ``file`` (its own), ``lung``, ``bone``, ``mammo`` and other names,
-            centre and width such as ``-600,1500``, or percentiles such as ``p1-99``.
+        window: How grey values of DICOM files and volumes are shown: ``file`` (its own), ``lung``, ``bone``, ``mammo`` and
+            other names, centre and width such as ``-600,1500``, or percentiles such as ``p1-99``.
         weights: A checkpoint file for the one model that is named.
         image_size: Another input size than the encoder's own.
         exact_decode: Decode large JPEG files in full.
