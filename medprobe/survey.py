@@ -74,7 +74,8 @@ class Survey:
         found += [f"  {note}" for note in self.notes]
         if self.unreadable:
             why = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(_LISTED))
-            found.append(f"! {len(self.unreadable)} cannot be used: {why} (first: {next(iter(self.unreadable))})")
+            of = f" of {len({name.rpartition('#')[0] for name in self.unreadable})} volumes" if self.volumes else ""
+            found.append(f"! {len(self.unreadable)}{of} cannot be used: {why} (first: {next(iter(self.unreadable))})")
         if self.duplicates:
             first = ", ".join(self.duplicates[0][:_LISTED])
             of = "volume" if self.volumes else "image"
