@@ -112,7 +112,18 @@ def test_a_folder_of_nifti_files_from_check_to_prediction(nifti, tmp_path):
     assert rows[0]["n_images"] == N
     assert rows[0]["view"].endswith("(max)")
     assert rows[0]["value"] > 0.9
-    assert run("info", store.path).count("volume")
+    assert json.loads(run("info", store.path, "--json"))["volumes"] == N
+    run("export", store.path, "-o", tmp_path / "pooled.npz", "--pool", "mean+max", "--view", "pixels")
+    with np.load(tmp_path / "pooled.npz") as arrays:
+        assert len(arrays["id"]) == N
+        pooled = Bags(store, "volume", ("mean+max",)).features("pixels (mean+max)")
+        np.testing.assert_array_equal(arrays["view:pixels (mean+max)"], pooled)
+    run("export", store.path, "-o", tmp_path / "slices.npz")
+    with np.load(tmp_path / "slices.npz") as arrays:
+        assert len(arrays["id"]) == N * 7
+    assert "168 of 168 images to embed" in run(
+        "embed", nifti, "-m", "baseline/pixels", "-o", tmp_path / "no", "--dry-run"
+    )
     (model,) = (tmp_path / "m").iterdir()
     of_store = pd.read_csv(pd.io.common.StringIO(run("predict", model, store.path)))
     of_data = pd.read_csv(pd.io.common.StringIO(run("predict", model, nifti)))
@@ -123,13 +134,12 @@ def test_a_folder_of_nifti_files_from_check_to_prediction(nifti, tmp_path):
 
 def test_a_tree_of_dicom_series_from_check_to_prediction(archive, tmp_path):
     tree, labels = archive
-    found = json.loads(
-        run("check", tree, "--volumes", "series", "--labels", labels, "--label-col", "sick", "--json", "--workers", 0)
-    )
+    options = ("--volumes", "series", "--labels", labels, "--label-col", "sick", "--workers", 0)
+    found = json.loads(run("check", tree, *options, "--json"))
     assert (found["volumes"], found["images"], found["n_groups"], found["unreadable"]) == (N, N * DEPTH, N // 4, {})
     assert CANARY not in json.dumps(found)
-    options = ("--volumes", "series", "--labels", labels, "--label-col", "sick", "--window", "0,2000", "--slices", "4")
-    run("embed", tree, "-m", "baseline/pixels", "-o", tmp_path / "stores", *options, "--workers", 0)
+    slices = ("--window", "0,2000", "--slices", "4")
+    run("embed", tree, "-m", "baseline/pixels", "-o", tmp_path / "stores", *options, *slices)
     store = open_store(tmp_path / "stores" / "baseline--pixels.zarr")
     assert len(store.samples) == N * 4
     for file in store.path.rglob("*"):
@@ -165,7 +175,7 @@ def test_a_medmnist_file_of_volumes(tmp_path):
     )
     np.testing.assert_array_equal(store.features(), open_store(report.path).features())
     (row, *_) = medprobe.probe(store, probes=["ridge"], pool="max", n_resamples=20)
-    assert (row.n_images, row.split, row.value) == (12, "split", 1.0)
+    assert (row.n_images, row.split, row.value) == (12, "split, by volume", 1.0)
     few = medprobe.read_manifest(tmp_path / "mnist3d.npz", slices="3")
     assert list(few.samples["id"][:4]) == [*(f"train_000000#{k}" for k in (1, 4, 7)), "train_000001#1"]
     with pytest.raises(UsageError, match="--slice-axis axial"):
@@ -248,6 +258,20 @@ def test_a_torn_volume_is_accounted_for_and_does_not_stop_the_rest(nifti, tmp_pa
     assert len(again.failures) == 0
     with pytest.raises(DataError, match="--max-failures"):
         embedded(data, tmp_path / "strict", max_failures=3)
+
+
+def test_a_volume_that_has_changed_since_is_noticed(nifti, tmp_path):
+    data = tmp_path / "data"
+    for name in ("a", "b"):
+        save(data / f"{name}.nii.gz", volume(1))
+    store = embedded(data, tmp_path / "out")
+    before = (data / "a.nii.gz").read_bytes()
+    (data / "a.nii.gz").write_bytes(before)  # another time, the same bytes
+    assert embedded(data, tmp_path / "out").path == store.path
+    embedded(data, tmp_path / "out", check_digest=True)
+    save(data / "a.nii.gz", volume(3))
+    with pytest.raises(DataError, match=rf"{DEPTH} images have changed .*first: a.nii.gz#0"):
+        embedded(data, tmp_path / "out")
 
 
 def test_volumes_that_are_there_twice_are_found(nifti, tmp_path):

@@ -152,6 +152,8 @@ def ask(store: AnyRows, wish: Wish, rows: np.ndarray | None = None) -> Question:
         split = given_split(list(samples[split_col].iloc[asked.rows]), split_col, groups)
     else:
         split = fold_split(asked.y, together, min(DEFAULT_FOLDS, n_groups(together, len(asked.y))), wish.seed)
+    if isinstance(store, Bags):  # bags of another column are other samples, not to be ranked with these
+        split = replace(split, name=f"{split.name}, by {store.by}")
     split = wish.what_if.split(split, samples, asked.rows)
     split, notes = without_shared_images(split, codes, samples["id"].to_numpy()[asked.rows], wish.duplicates)
     primary = wish.metric or primary_metric(asked.task)
