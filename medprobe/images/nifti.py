@@ -21,6 +21,7 @@ from medprobe.images.raster import ImageError, open_source
 INSTALL = "NIfTI files need nibabel, which is not installed: pip install 'medprobe[nifti]'"
 MAX_VOLUME_BYTES = 1 << 30  # of one point in time, once inflated
 MAX_SLICES = 1 << 13  # along any axis
+_MAX_ROWS = 1 << 20  # slices of all points in time
 _HEADERS = {348: "Nifti1Header", 540: "Nifti2Header"}
 _MAX_EXTENSIONS = 64 << 20  # bytes between header and voxels
 _PIECE = 1 << 20
@@ -67,7 +68,10 @@ def read_header(path: str) -> NiftiHeader:
 
     """
     with open_source(path) as file:
-        return _header(_inflated(file))
+        stream = _inflated(file)
+        header = _header(stream)
+        _check_size(header, stream, file.seek(0, io.SEEK_END))
+    return header
 
 
 def read_voxels(data: bytes, point: int | None) -> tuple[np.ndarray, NiftiHeader]:
@@ -89,10 +93,8 @@ def read_voxels(data: bytes, point: int | None) -> tuple[np.ndarray, NiftiHeader
     at = point or 0
     if at >= header.points:
         raise ImageError("no such point in time")
-    start = header.offset + at * header.n_bytes
-    if start + header.n_bytes > len(data) * (_MOST_INFLATED if stream is not None and data[:2] == b"\x1f\x8b" else 1):
-        raise ImageError("truncated")
-    _skip(stream, start - stream.tell())
+    _check_size(header, stream, len(data))
+    _skip(stream, header.offset + at * header.n_bytes - stream.tell())
     voxels = np.empty(header.n_bytes, dtype=np.uint8)
     filled = 0
     while filled < len(voxels):
@@ -103,6 +105,13 @@ def read_voxels(data: bytes, point: int | None) -> tuple[np.ndarray, NiftiHeader
         filled += len(piece)
     _read(stream, 1)  # at the end of a compressed file its checksum is looked at
     return voxels.view(header.dtype).reshape(header.shape, order="F"), header
+
+
+def _check_size(header: NiftiHeader, stream: BinaryIO, n_bytes: int) -> None:
+    """Raise an ImageError where a file of so many bytes cannot hold what its header asks for."""
+    there = n_bytes * (_MOST_INFLATED if isinstance(stream, gzip.GzipFile) else 1)
+    if header.offset + header.points * header.n_bytes > there:
+        raise ImageError("truncated")
 
 
 def _inflated(file: BinaryIO) -> BinaryIO:
@@ -142,7 +151,8 @@ def _header(stream: BinaryIO) -> NiftiHeader:
     log = logging.getLogger("nibabel.global")
     before, log.disabled = log.disabled, True
     try:
-        return _meaning(getattr(nibabel, _HEADERS[size])(block, check=False), size)
+        with np.errstate(all="ignore"):
+            return _meaning(getattr(nibabel, _HEADERS[size])(block, check=False), size)
     except ImageError as error:
         reason = error.reason
     except Exception:  # a hostile header may raise anything
@@ -160,7 +170,7 @@ def _meaning(header: Any, size: int) -> NiftiHeader:
         shape.pop()
     shape += [1] * (3 - len(shape))
     if len(shape) > 4 or min(shape) < 1:
-        raise ImageError(f"voxels of shape {'x'.join(map(str, shape))}")
+        raise ImageError("a shape that is no volume's")
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise ImageError("voxels of colour or complex numbers, or unknown ones")
@@ -182,4 +192,6 @@ def _meaning(header: Any, size: int) -> NiftiHeader:
     )
     if max(found.shape) > MAX_SLICES or found.n_bytes > MAX_VOLUME_BYTES:
         raise ImageError(f"too large: over {MAX_VOLUME_BYTES >> 20} MiB, or {MAX_SLICES:,} slices")
+    if max(found.shape) * found.points > _MAX_ROWS:
+        raise ImageError(f"too large: over {_MAX_ROWS:,} slices of all points in time")
     return found

@@ -20,6 +20,7 @@ from medprobe.images.window import FILE, WHOLE_VOLUME, Window
 
 AXES = ("sagittal", "coronal", "axial")  # what a slice is called whose normal is R, A or S
 _PIECE = 1 << 22  # voxels that are counted at once
+_LONGEST_PIXEL = 100  # times its width: beyond that a header is wrong, and squares would be many
 
 
 def parse_axis(text: str) -> str:
@@ -45,8 +46,8 @@ def closest_axes(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[int, i
 
     """
     columns = np.asarray(affine, dtype=np.float64)[:3, :3]
-    lengths = np.linalg.norm(columns, axis=0)
-    if not np.isfinite(columns).all() or not (lengths > 0).all():
+    lengths = _lengths(affine)
+    if not np.isfinite([*columns.ravel(), *lengths]).all() or not (lengths > 0).all():
         raise ImageError("no usable affine")
     left, strength, right = np.linalg.svd(columns / lengths)
     if strength[2] < 1e-6:
@@ -82,11 +83,17 @@ def as_planes(voxels: np.ndarray, affine: np.ndarray, axis: str) -> tuple[np.nda
     """
     axes, signs = closest_axes(affine)
     turned = voxels.transpose(axes)[tuple(slice(None, None, sign) for sign in signs)]
-    lengths = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)[list(axes)]
+    lengths = _lengths(affine)[list(axes)]
     normal = AXES.index(plane_of(axis, affine))
     across, down = ((1, 2), (0, 2), (0, 1))[normal]
     planes = turned.transpose(normal, down, across)[:, ::-1, ::-1]
     return planes, (float(lengths[down]), float(lengths[across]))
+
+
+def _lengths(affine: np.ndarray) -> Doubles:
+    """Return the length of a voxel along each of its axes, (3,)."""
+    with np.errstate(over="ignore"):
+        return np.asarray(np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0))
 
 
 @dataclass
@@ -124,6 +131,8 @@ class Voxels:
         """
         if not 0 <= index < len(self.planes):
             raise ImageError("no such slice")
+        if max(self.pixel) > _LONGEST_PIXEL * min(self.pixel):
+            raise ImageError(f"voxels over {_LONGEST_PIXEL} times as long as wide")
         plane = np.ascontiguousarray(self.planes[index])
         plane = plane.astype(plane.dtype.newbyteorder("="), copy=False)
         shown = self.window(window)
