@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from medprobe.dicom_tree import DicomTree, read_tree
+from medprobe.errors import UsageError
 from medprobe.images.raster import IMAGE_SUFFIXES, is_dicom_file
 from medprobe.images.sources import NIFTI_SUFFIXES, FileImages, is_nifti
 from medprobe.labels import join_labels
@@ -86,6 +87,10 @@ def read_folder(
         samples = samples.drop(columns=[c for c in joined.columns if c in samples.columns]).join(joined)
         notes += said_of_labels
     paths = [str(root / name) for name in found]
+    if series is not None and any(map(is_nifti, found)):
+        raise UsageError(
+            f"--volumes series: {root} holds NIfTI files, which are volumes without it; series lie by themselves"
+        )
     if series is None:
         return Manifest(samples, FileImages(paths), Roles(), tuple(notes))
     headers = tree.headers.set_axis(np.flatnonzero(of_dicom)).reindex(range(len(found)), fill_value="")
@@ -118,7 +123,7 @@ def _may_be_dicom(name: str) -> bool:
 def _stem(name: str) -> str:
     file = Path(name).name
     ending = next((suffix for suffix in reversed(NIFTI_SUFFIXES) if file.lower().endswith(suffix)), Path(file).suffix)
-    return file.removesuffix(file[len(file) - len(ending) :]) if ending else file
+    return file[: len(file) - len(ending)]
 
 
 def _folder_columns(found: Sequence[str]) -> dict[str, np.ndarray]:

@@ -161,7 +161,10 @@ def test_files_of_no_series_are_volumes_by_themselves_and_damage_is_accounted_fo
     )
 
 
-def test_volumes_go_with_a_folder(tmp_path):
+def test_volumes_go_with_a_folder_of_series(tmp_path):
+    save(tmp_path / "nifti" / "a.nii", phantom())
+    with pytest.raises(UsageError, match="holds NIfTI files"):
+        medprobe.read_manifest(tmp_path / "nifti", volumes="series")
     (tmp_path / "t.csv").write_text("path\na.dcm\n")
     with pytest.raises(UsageError, match="--volumes: goes with a folder"):
         medprobe.read_manifest(tmp_path / "t.csv", volumes="series")

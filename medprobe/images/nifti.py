@@ -28,6 +28,8 @@ _PIECE = 1 << 20
 # DEFLATE makes no more than this of a byte (RFC 1951: 258 bytes for two bits).
 _MOST_INFLATED = 1032
 
+_Stream = BinaryIO | gzip.GzipFile
+
 
 @dataclass(frozen=True)
 class NiftiHeader:
@@ -107,20 +109,20 @@ def read_voxels(data: bytes, point: int | None) -> tuple[np.ndarray, NiftiHeader
     return voxels.view(header.dtype).reshape(header.shape, order="F"), header
 
 
-def _check_size(header: NiftiHeader, stream: BinaryIO, n_bytes: int) -> None:
+def _check_size(header: NiftiHeader, stream: _Stream, n_bytes: int) -> None:
     """Raise an ImageError where a file of so many bytes cannot hold what its header asks for."""
     there = n_bytes * (_MOST_INFLATED if isinstance(stream, gzip.GzipFile) else 1)
     if header.offset + header.points * header.n_bytes > there:
         raise ImageError("truncated")
 
 
-def _inflated(file: BinaryIO) -> BinaryIO:
+def _inflated(file: BinaryIO) -> _Stream:
     compressed = file.read(2) == b"\x1f\x8b"
     file.seek(0)
-    return gzip.GzipFile(fileobj=file) if compressed else file  # type: ignore[return-value]
+    return gzip.GzipFile(fileobj=file) if compressed else file
 
 
-def _read(stream: BinaryIO, n: int) -> bytes:
+def _read(stream: _Stream, n: int) -> bytes:
     try:
         return stream.read(n)
     except EOFError:
@@ -130,7 +132,7 @@ def _read(stream: BinaryIO, n: int) -> bytes:
     raise ImageError(reason)
 
 
-def _skip(stream: BinaryIO, n: int) -> None:
+def _skip(stream: _Stream, n: int) -> None:
     while n > 0:
         piece = _read(stream, min(_PIECE, n))
         if not piece:
@@ -138,7 +140,7 @@ def _skip(stream: BinaryIO, n: int) -> None:
         n -= len(piece)
 
 
-def _header(stream: BinaryIO) -> NiftiHeader:
+def _header(stream: _Stream) -> NiftiHeader:
     try:
         import nibabel
     except ImportError:

@@ -196,14 +196,8 @@ def sweep_attentive(
                 logits = np.concatenate([layer.logits(X[val[part]]) for part in _slices(len(val))])
                 by_fold.append(expit(logits) if Y.ndim == 2 else softmax(logits, axis=1))
         for stop, by_fold in zip(_STOPS, by_stop, strict=True):
-            settings = {
-                "n_tokens": n_tokens,
-                "ragged": ragged,
-                "lr": lr,
-                "weight_decay": weight_decay,
-                "stop_epoch": stop,
-            }
-            found.append((settings, by_fold))
+            settings = {"n_tokens": n_tokens, "lr": lr, "weight_decay": weight_decay, "stop_epoch": stop}
+            found.append((settings | ({"ragged": True} if ragged else {}), by_fold))
     return found
 
 

@@ -169,7 +169,7 @@ def attentive_family(n_tokens: int, *, ragged: bool = False) -> Family:
 
         return AttentiveProbe(**settings, random_state=seed)
 
-    few = {"n_tokens": n_tokens, "ragged": ragged, "stop_epoch": 10}
+    few = {"n_tokens": n_tokens, **({"ragged": True} if ragged else {}), "stop_epoch": 10}
     return Family(ATTENTIVE, sweep, build, inner_folds=1, few=few, standardised=False)
 
 
