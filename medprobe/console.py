@@ -100,9 +100,11 @@ def print_info(store: FeatureStore, *, as_json: bool) -> None:
     """Print what a store holds, what it was made with, and what failed."""
     plan, failures = store.plan, store.failures
     size = sum(path.stat().st_size for path in store.path.rglob("*") if path.is_file())
+    bag = store.roles.get("bag")
     facts = {
         "encoder": store.encoder,
         "samples": plan.rows,
+        **({} if bag is None else {f"{bag}s": store.manifest[bag].nunique()}),
         "blocks": f"{plan.n_blocks - len(store.missing_blocks)} of {plan.n_blocks} complete, {plan.block_rows} rows each",
         "failures": len(failures),
         "views": {view: f"{width} x {plan.dtypes[view]}" for view, width in store.views.items()},

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medprobe.errors import UsageError
-from medprobe.store import FeatureStore
+
+if TYPE_CHECKING:
+    from medprobe.probe.bags import AnyRows
 
 FORMATS = ("npz", "parquet", "safetensors")
 
 
-def export(store: FeatureStore, path: Path, file_format: str, views: tuple[str, ...] = ()) -> Path:
+def export(store: AnyRows, path: Path, file_format: str, views: tuple[str, ...] = ()) -> Path:
     """Write ids, columns and features of the samples that have features; return the path.
 
     ``npz``: ``id``, ``column:<name>`` and ``view:<name>`` arrays, readable without pickle. ``parquet``: the manifest's
@@ -20,7 +23,7 @@ def export(store: FeatureStore, path: Path, file_format: str, views: tuple[str, 
     JSON in the metadata.
 
     Args:
-        store: What to export.
+        store: What to export; of bags, pooled features.
         path: The file to write.
         file_format: One of ``FORMATS``.
         views: Names of views; all of them by default.
@@ -45,7 +48,7 @@ def export(store: FeatureStore, path: Path, file_format: str, views: tuple[str, 
     return path
 
 
-def _npz(store: FeatureStore, path: Path, views: tuple[str, ...]) -> None:
+def _npz(store: AnyRows, path: Path, views: tuple[str, ...]) -> None:
     samples = store.samples
     arrays: dict[str, np.ndarray] = {"id": samples["id"].to_numpy().astype(str)}
     for column in samples.columns.drop("id"):
@@ -56,7 +59,7 @@ def _npz(store: FeatureStore, path: Path, views: tuple[str, ...]) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def _parquet(store: FeatureStore, path: Path, views: tuple[str, ...]) -> None:
+def _parquet(store: AnyRows, path: Path, views: tuple[str, ...]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -68,7 +71,7 @@ def _parquet(store: FeatureStore, path: Path, views: tuple[str, ...]) -> None:
     pq.write_table(table, path)
 
 
-def _safetensors(store: FeatureStore, path: Path, views: tuple[str, ...]) -> None:
+def _safetensors(store: AnyRows, path: Path, views: tuple[str, ...]) -> None:
     from safetensors.numpy import save_file
 
     samples = store.samples

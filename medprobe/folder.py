@@ -11,11 +11,14 @@ import numpy as np
 import pandas as pd
 
 from medprobe.dicom_tree import DicomTree, read_tree
+from medprobe.errors import UsageError
 from medprobe.images.raster import IMAGE_SUFFIXES, is_dicom_file
-from medprobe.images.sources import FileImages
+from medprobe.images.sources import NIFTI_SUFFIXES, FileImages, is_nifti
 from medprobe.labels import join_labels
 from medprobe.manifest import SPLIT_NAMES, Manifest, Roles
 from medprobe.pseudonyms import own_pseudonyms
+from medprobe.series import TAGS, series_slices
+from medprobe.volumes import BAG, Slicing
 
 _DICOM_SUFFIXES = {".dcm", ".dicom"}
 
@@ -28,6 +31,7 @@ def read_folder(
     labels: Path | None = None,
     labels_key: str | None = None,
     keep_cols: Sequence[str] = (),
+    series: Slicing | None = None,
 ) -> Manifest:
     """Return the manifest of the images below a folder.
 
@@ -38,6 +42,7 @@ def read_folder(
         labels: A table whose columns are joined to the images.
         labels_key: The column to join by.
         keep_cols: Columns of the table to keep although they look as if they named a person.
+        series: How DICOM series are cut into slices, which become the rows; None for a row a file.
 
     Raises:
         DataError: The table of labels does not fit.
@@ -45,10 +50,9 @@ def read_folder(
 
     """
     found, left_out = _files(root)
-    of_dicom = np.array(
-        [Path(name).suffix.lower() not in IMAGE_SUFFIXES - _DICOM_SUFFIXES for name in found], dtype=bool
-    )
-    tree = read_tree([str(root / name) for name, said in zip(found, of_dicom, strict=True) if said], tags)
+    of_dicom = np.array([_may_be_dicom(name) for name in found], dtype=bool)
+    asked = tags if series is None else (*tags, *TAGS)
+    tree = read_tree([str(root / name) for name, said in zip(found, of_dicom, strict=True) if said], asked)
     notes = []
     if not tree.is_image.all():
         kept = np.ones(len(found), dtype=bool)
@@ -82,7 +86,16 @@ def read_folder(
         joined, said_of_labels = join_labels(_identifiers(found, of_dicom, tree), labels, labels_key, keep_cols)
         samples = samples.drop(columns=[c for c in joined.columns if c in samples.columns]).join(joined)
         notes += said_of_labels
-    return Manifest(samples, FileImages([str(root / name) for name in found]), Roles(), tuple(notes))
+    paths = [str(root / name) for name in found]
+    if series is not None and any(map(is_nifti, found)):
+        raise UsageError(
+            f"--volumes series: {root} holds NIfTI files, which are volumes without it; series lie by themselves"
+        )
+    if series is None:
+        return Manifest(samples, FileImages(paths), Roles(), tuple(notes))
+    headers = tree.headers.set_axis(np.flatnonzero(of_dicom)).reindex(range(len(found)), fill_value="")
+    samples, images, said_of_series = series_slices(samples, paths, headers, series)
+    return Manifest(samples, images, Roles(bag=BAG), (*notes, *said_of_series), slicing=str(series))
 
 
 def _files(root: Path) -> tuple[list[str], Counter[str]]:
@@ -96,11 +109,21 @@ def _files(root: Path) -> tuple[list[str], Counter[str]]:
                 continue
             path, suffix = Path(folder) / name, Path(name).suffix.lower()
             # Many DICOM files have no suffix, or the end of a number for one.
-            if suffix in IMAGE_SUFFIXES or is_dicom_file(path):
+            if suffix in IMAGE_SUFFIXES or is_nifti(name) or is_dicom_file(path):
                 found.append(path.relative_to(root).as_posix())
             else:
                 left_out[suffix or "no suffix"] += 1
     return sorted(found), left_out
+
+
+def _may_be_dicom(name: str) -> bool:
+    return not is_nifti(name) and Path(name).suffix.lower() not in IMAGE_SUFFIXES - _DICOM_SUFFIXES
+
+
+def _stem(name: str) -> str:
+    file = Path(name).name
+    ending = next((suffix for suffix in reversed(NIFTI_SUFFIXES) if file.lower().endswith(suffix)), Path(file).suffix)
+    return file[: len(file) - len(ending)]
 
 
 def _folder_columns(found: Sequence[str]) -> dict[str, np.ndarray]:
@@ -118,6 +141,6 @@ def _folder_columns(found: Sequence[str]) -> dict[str, np.ndarray]:
 
 def _identifiers(found: Sequence[str], of_dicom: np.ndarray, tree: DicomTree) -> pd.DataFrame:
     table = pd.DataFrame(
-        {"path": found, "file_name": [Path(n).name for n in found], "stem": [Path(n).stem for n in found]}, dtype=object
+        {"path": found, "file_name": [Path(n).name for n in found], "stem": [_stem(n) for n in found]}, dtype=object
     )
     return table.join(tree.identifiers.set_axis(np.flatnonzero(of_dicom))) if of_dicom.any() else table

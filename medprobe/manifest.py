@@ -31,11 +31,20 @@ SPLIT_NAMES = {
 
 @dataclass(frozen=True)
 class Roles:
-    """Which columns of a manifest are labels, which one groups images by patient, which one holds a given split."""
+    """Which columns of a manifest are labels, and which one is what else.
+
+    Attributes:
+        labels: Columns that are labels.
+        group: The patient.
+        split: The side of a given split.
+        bag: What several rows are parts of: the volume of a slice.
+
+    """
 
     labels: tuple[str, ...] = ()
     group: str | None = None
     split: str | None = None
+    bag: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class Manifest:
         roles: Label, group and split columns.
         notes: What a user should be told about how the data were read.
         name: What the data are called in tables of results: by the folder, or the file unless it has any table's name.
+        slicing: How volumes were cut into the rows, in words; empty for images.
 
     """
 
@@ -56,6 +66,7 @@ class Manifest:
     roles: Roles
     notes: tuple[str, ...] = field(default=())
     name: str = ""
+    slicing: str = ""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -83,8 +94,11 @@ def read_manifest(
     frames: str | None = None,
     box_cols: Sequence[str] = (),
     mask_col: str | None = None,
+    volumes: str | None = None,
+    slice_axis: str | None = None,
+    slices: str | None = None,
 ) -> Manifest:
-    """Return the manifest of a folder of images, a CSV or Parquet table, or a MedMNIST ``.npz`` file.
+    """Return the manifest of a folder of images or volumes, a CSV or Parquet table, or a MedMNIST ``.npz`` file.
 
     A folder gives ``label`` from its first level of sub-folders (or the second where the first is train/val/test, which
     then gives ``split``), and of DICOM files ``patient``, ``study``, ``series``, ``modality``, ``manufacturer``,
@@ -107,16 +121,30 @@ def read_manifest(
         frames: Which frames of files of several are samples: ``first``, ``middle``, ``all`` or ``every:N``.
         box_cols: Four columns of a table: left, top, width and height, in pixels, of what is cut out of each image.
         mask_col: Column of a table with a mask for each image: what encloses its pixels above zero is cut out.
+        volumes: ``series`` takes the DICOM series of a folder as volumes, whose slices are the rows; NIfTI files and
+            three-dimensional arrays always are.
+        slice_axis: Of volumes: ``axial``, ``coronal``, ``sagittal``, or ``native`` (the default), as they are stored.
+        slices: Of volumes: ``all`` (the default), ``every:N``, or ``N`` evenly spaced.
 
     Raises:
         DataError: Nothing is there, or a path, id or column is missing, empty or double.
         UsageError: A named column does not exist.
 
     """
+    from medprobe.volumes import SERIES, Slicing, holds_volumes, sliced
+
     path = Path(data)
     if not path.exists() and dataset in {None, "none"}:
         raise DataError(f"{path}: no such file or folder")
+    slicing = Slicing.parse(slice_axis, slices)
+    if volumes not in {None, SERIES}:
+        raise UsageError(f"--volumes {volumes}: {SERIES}; NIfTI files and three-dimensional arrays always are volumes")
+    if volumes is not None and frames is not None:
+        raise UsageError(
+            "--volumes: its files are of one frame each; of others, --frames makes rows (probe --pool-by series)"
+        )
     given = {
+        "--volumes": volumes,
         "--labels": labels,
         "--labels-key": labels_key,
         "--tag": tags,
@@ -131,7 +159,7 @@ def read_manifest(
         from medprobe.datasets import read_dataset, recognise
         from medprobe.folder import read_folder
 
-        plain = dataset == "none" or labels is not None
+        plain = dataset == "none" or labels is not None or volumes is not None
         known = read_dataset(dataset, path) if dataset not in {None, "none"} else None if plain else recognise(path)
         manifest = known or read_folder(
             path,
@@ -140,6 +168,7 @@ def read_manifest(
             labels=None if labels is None else Path(labels),
             labels_key=labels_key,
             keep_cols=keep_cols,
+            series=None if volumes is None else slicing,
         )
     elif path.suffix.lower() in _TABLES:
         manifest = _from_table(path, path_col, group_col, keep_cols, box_cols, mask_col)
@@ -147,11 +176,16 @@ def read_manifest(
         manifest = _from_npz(path)
     else:
         raise DataError(
-            f"{path}: DATA is a folder of images, a .csv, .tsv or .parquet table with a path column, or a MedMNIST .npz"
+            f"{path}: DATA is a folder of images or volumes, a .csv, .tsv or .parquet table with a path column, or a MedMNIST "
+            ".npz"
         )
     if not len(manifest):
         raise DataError(f"{path}: no images in it")
-    if frames is not None:
+    if manifest.roles.bag is None and holds_volumes(manifest.images):
+        manifest = sliced(manifest, slicing, frames)
+    elif manifest.roles.bag is None and (slice_axis or slices):
+        raise UsageError(f"--slice-axis and --slices: go with volumes (NIfTI, MedMNIST 3D, --volumes {SERIES})")
+    elif frames is not None:
         manifest = _with_frames(manifest, frames)
     whole = path.resolve()
     name = whole.name if path.is_dir() else whole.parent.name if path.stem in _TABLE_NAMES else path.stem
@@ -160,7 +194,7 @@ def read_manifest(
 
 def _with_frames(manifest: Manifest, choice: str) -> Manifest:
     """Return a sample for each chosen frame of files that hold several; the others stay as they are."""
-    from medprobe.images.dicom import parse_frames
+    from medprobe.images.frames import parse_frames
     from medprobe.images.raster import ImageError, count_frames
 
     frames = parse_frames(choice)
@@ -222,7 +256,8 @@ def _with_roles(
         labels += tuple(marks.columns) or (column,)
     if group is not None:
         samples = samples.assign(**{group: samples[group].map(as_text).astype(object)})
-    return replace(manifest, samples=samples, roles=Roles(labels, group, split), notes=tuple(notes))
+    roles = replace(manifest.roles, labels=labels, group=group, split=split)
+    return replace(manifest, samples=samples, roles=roles, notes=tuple(notes))
 
 
 def _from_table(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medprobe.images.decode import CHUNK, Decoder, default_workers
+from medprobe.images.decode import Decoder, chunks, default_workers
 from medprobe.images.geometry import Geometry
 from medprobe.images.window import parse_window
 from medprobe.manifest import SPLIT_NAMES, Manifest, read_manifest
@@ -32,7 +32,7 @@ class Survey:
         data: What was looked at.
         images: Samples of the manifest.
         unreadable: Reason of each image that cannot be used, by its id.
-        duplicates: Ids of equal pictures, for each picture that is there several times.
+        duplicates: Ids of equal pictures, for each picture that is there several times; of volumes, of those that share any.
         sizes: Images of each height and width, as ``HxW``.
         groups: The column of patients, or empty.
         n_groups: Patients; 0 where no column of them is known.
@@ -42,6 +42,7 @@ class Survey:
         shared: Pictures on two sides of the split, by an id of each.
         described: Images of each modality, maker, view and the like, of DICOM files.
         notes: How the data were read.
+        volumes: Of which the images are slices, 0 where they are none.
 
     """
 
@@ -58,6 +59,7 @@ class Survey:
     shared: list[str]
     described: dict[str, dict[str, int]]
     notes: tuple[str, ...]
+    volumes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON types."""
@@ -67,14 +69,17 @@ class Survey:
         """Return it in words, what needs an eye first marked with an exclamation mark."""
         reasons = Counter(self.unreadable.values())
         extra = sum(len(ids) - 1 for ids in self.duplicates)
-        found = [f"{self.data}: {self.images} images" + (f" of {self.n_groups} ({self.groups})" if self.groups else "")]
+        what = f"{self.images} slices of {self.volumes} volumes" if self.volumes else f"{self.images} images"
+        found = [f"{self.data}: {what}" + (f" of {self.n_groups} ({self.groups})" if self.groups else "")]
         found += [f"  {note}" for note in self.notes]
         if self.unreadable:
             why = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(_LISTED))
-            found.append(f"! {len(self.unreadable)} cannot be used: {why} (first: {next(iter(self.unreadable))})")
+            of = f" of {len({name.rpartition('#')[0] for name in self.unreadable})} volumes" if self.volumes else ""
+            found.append(f"! {len(self.unreadable)}{of} cannot be used: {why} (first: {next(iter(self.unreadable))})")
         if self.duplicates:
             first = ", ".join(self.duplicates[0][:_LISTED])
-            found.append(f"! {extra} are copies of another image ({len(self.duplicates)} pictures; first: {first})")
+            of = "volume" if self.volumes else "image"
+            found.append(f"! {extra} are copies of another {of} ({len(self.duplicates)} of them; first: {first})")
         found.append(f"  sizes: {_counts(self.sizes)}")
         found += [f"  {name}: {_counts(classes)}" for name, classes in self.labels.items()]
         for side, counted in self.splits.items():
@@ -130,7 +135,10 @@ def check(
     ids = samples["id"].astype(str)
     digests = images.loc[images["digest"] != "", "digest"]
     copies = ids[digests.index].groupby(digests).agg(list)
-    duplicates = [names for names in copies if len(names) > 1]
+    names = ids if roles.bag is None else samples[roles.bag].astype(str)
+    # The slices of a volume that is there twice are all there twice: that is one copy.
+    alike = dict.fromkeys(tuple(dict.fromkeys(found)) for found in names[digests.index].groupby(digests).agg(list))
+    duplicates = [list(found) for found in alike if len(found) > 1]
     groups = None if roles.group is None else samples[roles.group].astype(str).mask(lambda s: s.isin(["", "nan"]))
     splits: dict[str, dict[str, int]] = {}
     straddling: list[str] = []
@@ -163,6 +171,7 @@ def check(
         shared=shared,
         described={name: _counted(samples[name]) for name in _COUNTED if name in samples},
         notes=manifest.notes,
+        volumes=0 if roles.bag is None else int(samples[roles.bag].nunique()),
     )
 
 
@@ -174,10 +183,10 @@ def _images(
     digests: list[str] = []
     sizes = np.zeros((n, 2), dtype=np.int64)
     reasons = np.full(n, "", dtype=object)
-    chunks = ([manifest.images.payload(row) for row in range(i, min(i + CHUNK, n))] for i in range(0, n, CHUNK))
+    parts = ([manifest.images.payload(row) for row in rows] for rows in chunks(manifest.images, range(n), [geometry]))
     done = 0
     with Decoder(default_workers() if workers is None else workers) as decoder:
-        for decoded in decoder.run(chunks, [geometry]):
+        for decoded in decoder.run(parts, [geometry]):
             rows = slice(done, done + len(decoded.readable))
             sizes[rows] = decoded.appearance[0][:, :2]
             reasons[np.arange(done, rows.stop)[~decoded.readable]] = decoded.reasons

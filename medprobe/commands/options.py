@@ -17,7 +17,7 @@ Partial = Annotated[bool, typer.Option("--partial", help="Use the finished block
 
 # Of every command that reads images.
 DataPath = Annotated[
-    str, typer.Argument(metavar="DATA", help="Folder of images, CSV/TSV/Parquet table, or MedMNIST .npz.")
+    str, typer.Argument(metavar="DATA", help="Folder of images or volumes, CSV/TSV/Parquet table, or MedMNIST .npz.")
 ]
 PathCol = Annotated[str | None, typer.Option(help="Column of image paths in a table.")]
 LabelCol = Annotated[list[str] | None, typer.Option(help="Column that is a label; may be repeated.")]
@@ -36,7 +36,17 @@ BoxCols = Annotated[
 ]
 MaskCol = Annotated[str | None, typer.Option(help="Column of masks: only the box around each one's pixels above zero.")]
 WindowChoice = Annotated[
-    str, typer.Option(help="Grey values of DICOM files: file, lung, bone, mammo ..., -600,1500 or p1-99.")
+    str, typer.Option(help="Grey values of DICOM files and volumes: file, lung, bone, mammo ..., -600,1500 or p1-99.")
+]
+VolumesChoice = Annotated[
+    str | None,
+    typer.Option(help="series: DICOM series of a folder are volumes, as NIfTI files and 3D arrays always are."),
+]
+SliceAxis = Annotated[
+    str | None, typer.Option(help="Of volumes: axial, coronal, sagittal or native. (default: native, as stored)")
+]
+SlicesChoice = Annotated[
+    str | None, typer.Option("--slices", help="Of volumes: all, every:N, or N evenly spaced. (default: all)")
 ]
 Workers = Annotated[str, typer.Option(help="Decoding processes, 0 for none, or auto.")]
 

@@ -33,6 +33,16 @@ def probe(
         str | None,
         typer.Option(help="Which of the encoder's vectors; auto chooses. (default: the encoder's own pooling)"),
     ] = None,
+    pool: Annotated[
+        str | None,
+        typer.Option(help="How slices become a volume: mean, max, mean+max; auto chooses. (default: mean)"),
+    ] = None,
+    pool_by: Annotated[
+        str | None,
+        typer.Option(
+            help="Column whose images are one sample; 'none': each by itself. (default: the volume, where there is one)"
+        ),
+    ] = None,
     metric: Annotated[str | None, typer.Option(help="Primary metric; quadratic_kappa for ordered grades.")] = None,
     preset: Annotated[
         str | None, typer.Option(help="A published protocol: huix2024, medmnist-plus, dinov2 or clip.")
@@ -154,6 +164,8 @@ def probe(
         pca=pca,
         subgroups=subgroup or (),
         preset=preset,
+        pool=pool,
+        pool_by=pool_by,
         duplicates=duplicates,
         controls=controls,
         control_cols=control_col or (),

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medprobe.commands.options import SKIPPED, FramesChoice, Json
+from medprobe.commands.options import SKIPPED, FramesChoice, Json, VolumesChoice
 
 
 def compare(
@@ -55,12 +55,13 @@ def predict(
     weights: Annotated[str | None, typer.Option(help="Checkpoint file of the encoder, for images.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps, for images.")] = "auto",
     frames: FramesChoice = None,
+    volumes: VolumesChoice = None,
     json: Json = False,
 ) -> None:
     """Apply a saved probe to stored features of the same encoder, or to images."""
     from medprobe.probe.deploy import predict as run
 
-    table = run(model, data, weights=weights, device=device, frames=frames)
+    table = run(model, data, weights=weights, device=device, frames=frames, volumes=volumes)
     if out is not None:
         table.to_csv(out, index=False)
         typer.echo(f"{out}: {len(table)} predictions", err=True)

@@ -54,10 +54,22 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
     file_format: Annotated[str, typer.Option("--format", "-f", help="npz, parquet or safetensors.")] = "npz",
     view: Annotated[list[str] | None, typer.Option(help="View to export; may be repeated. (default: all)")] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="Pool slices to volumes: mean, max, mean+max. (default: slices as they are)")
+    ] = None,
+    pool_by: Annotated[
+        str | None, typer.Option(help="Column whose rows are pooled, by their mean unless told.")
+    ] = None,
     partial: Partial = False,
 ) -> None:
     """Write features, ids and columns for other tools."""
     from medprobe.export import export as run
+    from medprobe.probe.bags import NONE, Bags, bags_of, pooled_name
     from medprobe.store import open_store
 
-    typer.echo(run(open_store(store, partial=partial), out, file_format, tuple(view or ())))
+    by = NONE if pool is None and pool_by is None else pool_by
+    rows = bags_of(open_store(store, partial=partial), pool, by)
+    views = view or ()
+    if isinstance(rows, Bags):
+        views = [pooled_name(name, each) for name in views for each in rows.pools]
+    typer.echo(run(rows, out, file_format, tuple(views)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medprobe.embed.job import Job
-from medprobe.images.decode import decode, default_workers
+from medprobe.images.decode import chunks, decode, default_workers
 from medprobe.manifest import Manifest
 
 _IMAGES = 32
@@ -45,6 +45,8 @@ def estimate(job: Job, blocks: Sequence[int], manifest: Manifest, workers: int) 
         return Estimate(0, 0, 0.0)
     rows = np.concatenate([np.arange(span.start, span.stop) for span in spans])
     some = rows[np.unique(np.linspace(0, len(rows) - 1, _IMAGES).astype(int))]
+    if manifest.roles.bag is not None:  # a volume is opened for all of its slices, not for each
+        some = np.array(next(chunks(manifest.images, rows.tolist(), [job.encoder.preprocess.geometry])))
     started = time.perf_counter()
     decoded = decode([manifest.images.payload(int(row)) for row in some], [job.encoder.preprocess.geometry])
     reading = (time.perf_counter() - started) / len(some)

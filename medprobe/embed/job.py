@@ -242,6 +242,7 @@ def versions() -> dict[str, str]:
         "transformers",
         "open_clip_torch",
         "pillow",
+        "nibabel",
         "numpy",
         "zarr",
     ):
@@ -254,7 +255,8 @@ def versions() -> dict[str, str]:
 
 def _roles(manifest: Manifest) -> dict[str, Any]:
     roles = manifest.roles
-    return {"labels": list(roles.labels), "group": roles.group, "split": roles.split, "data": manifest.name}
+    found = {"labels": list(roles.labels), "group": roles.group, "split": roles.split, "data": manifest.name}
+    return found if roles.bag is None else {**found, "bag": roles.bag}
 
 
 def _as_json(value: Any) -> Any:

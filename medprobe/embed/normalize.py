@@ -11,7 +11,7 @@ import numpy as np
 
 from medprobe.encoders.base import Encoder
 from medprobe.errors import DataError, UsageError
-from medprobe.images.decode import CHUNK, Decoder
+from medprobe.images.decode import Decoder, chunks
 from medprobe.images.geometry import Geometry
 from medprobe.manifest import SPLIT_NAMES, Manifest
 from medprobe.store import FeatureStore
@@ -94,8 +94,9 @@ def channel_statistics(manifest: Manifest, decoder: Decoder) -> Statistics:
     if len(rows) > MAX_IMAGES:
         rows = rows[np.linspace(0, len(rows) - 1, MAX_IMAGES).round().astype(int)]
     n_images, total, squares = 0, np.zeros(3), np.zeros(3)
-    chunks = ([manifest.images.payload(row) for row in rows[i : i + CHUNK]] for i in range(0, len(rows), CHUNK))
-    for decoded in decoder.run(chunks, [_GEOMETRY]):
+    images = manifest.images
+    parts = ([images.payload(row) for row in part] for part in chunks(images, rows.tolist(), [_GEOMETRY]))
+    for decoded in decoder.run(parts, [_GEOMETRY]):
         pixels = decoded.pixels[0].reshape(-1, 3).astype(np.float64) / 255
         n_images += len(decoded.pixels[0])
         total += pixels.sum(axis=0)

@@ -11,7 +11,7 @@ import numpy as np
 
 from medprobe.embed.job import Job
 from medprobe.errors import DataError
-from medprobe.images.decode import CHUNK, Decoded, Decoder
+from medprobe.images.decode import Decoded, Decoder, chunks
 from medprobe.images.sources import ImageSource, Payload
 from medprobe.manifest import Manifest
 from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, DIGEST_BYTES, STAMP_ARRAY, Failure
@@ -175,8 +175,8 @@ def _fill(block: _Block, images: ImageSource, decoder: Decoder, progress: Progre
     at = 0
 
     def payloads() -> Iterator[list[Payload]]:
-        for first in range(block.start, block.stop, CHUNK):
-            yield [images.payload(row) for row in range(first, min(first + CHUNK, block.stop))]
+        for rows in chunks(images, range(block.start, block.stop), geometries):
+            yield [images.payload(row) for row in rows]
 
     stream = decoder.run(payloads(), geometries)
     while True:

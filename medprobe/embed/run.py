@@ -28,6 +28,7 @@ from medprobe.images.geometry import Geometry
 from medprobe.images.window import FILE, parse_window
 from medprobe.manifest import Manifest, read_manifest
 from medprobe.store import FeatureStore
+from medprobe.volumes import few_volumes
 
 log = logging.getLogger("medprobe")
 
@@ -83,6 +84,9 @@ def embed(
     frames: str | None = None,
     box_cols: Sequence[str] = (),
     mask_col: str | None = None,
+    volumes: str | None = None,
+    slice_axis: str | None = None,
+    slices: str | None = None,
     window: str = "file",
     weights: str | None = None,
     image_size: int | None = None,
@@ -126,8 +130,11 @@ def embed(
         frames: Which frames of files of several are samples: ``first``, ``middle``, ``all`` or ``every:N``.
         box_cols: Four columns of a table: left, top, width and height of what is cut out of each image.
         mask_col: Column of a table with a mask for each image, whose box is cut out.
-        window: How grey values of DICOM files are shown: ``file`` (its own), ``lung``, ``bone``, ``mammo`` and other names,
-            centre and width such as ``-600,1500``, or percentiles such as ``p1-99``.
+        volumes: ``series`` takes DICOM series as volumes; see :func:`~medprobe.manifest.read_manifest`.
+        slice_axis: Along which axis volumes are sliced.
+        slices: Which of their slices.
+        window: How grey values of DICOM files and volumes are shown: ``file`` (its own), ``lung``, ``bone``, ``mammo`` and
+            other names, centre and width such as ``-600,1500``, or percentiles such as ``p1-99``.
         weights: A checkpoint file for the one model that is named.
         image_size: Another input size than the encoder's own.
         exact_decode: Decode large JPEG files in full.
@@ -141,7 +148,7 @@ def embed(
         workers: Decoding processes, None for one a processor, 0 for none.
         block_rows: Rows of a block, the unit of commit and of repeated work.
         max_failures: A number of images, or a share such as 0.01 or ``"1%"``, above which the run stops. The default is
-            1 %, and no fewer than ten images.
+            1 %, and no fewer than ten images, or ten volumes.
         check_digest: Compare every image with its digest in the store instead of size and time of change.
         overwrite: Delete stores that are there.
         dry_run: Change nothing, and report what is left to do, how large it will be and how long it will take.
@@ -173,6 +180,9 @@ def embed(
             frames=frames,
             box_cols=box_cols,
             mask_col=mask_col,
+            volumes=volumes,
+            slice_axis=slice_axis,
+            slices=slices,
         )
     )
     manifest = manifest.head(limit)
@@ -193,15 +203,16 @@ def embed(
             raise UsageError(
                 "--overwrite: not with several ranks, each of which would delete what the others have made"
             )
-    allowed = failure_limit(max_failures, len(manifest))
+    allowed = failure_limit(max_failures, len(manifest), few_volumes(manifest, _FEW_FAILURES))
     mode = parse_normalize(normalize)
     options = LoadOptions(weights=weights, image_size=image_size, exact_decode=exact_decode)
     encoders = [m if isinstance(m, Encoder) else load_encoder(m, options) for m in names]
     shown = parse_window(window)
     for encoder in encoders:
+        geometry = replace(encoder.preprocess.geometry, slicing=manifest.slicing)
         if shown != FILE:  # an encoder that is handed over may have a window of its own
-            geometry = replace(encoder.preprocess.geometry, window=shown)
-            encoder.preprocess = replace(encoder.preprocess, geometry=geometry)
+            geometry = replace(geometry, window=shown)
+        encoder.preprocess = replace(encoder.preprocess, geometry=geometry)
     if len({e.name for e in encoders}) != len(encoders):
         raise UsageError("--model: the same encoder is named twice")
     if tokens:
@@ -259,15 +270,17 @@ def store_path(out: Path, encoder: str) -> Path:
     return out / (encoder.replace("/", "--").replace(":", "-") + ".zarr")
 
 
-def failure_limit(max_failures: str | float | None, n: int) -> int:
+def failure_limit(max_failures: str | float | None, n: int, few: int = _FEW_FAILURES) -> int:
     """Return how many of ``n`` images may fail, from a number, a share below 1, a percentage or None for the default.
+
+    The default is a hundredth, or ``few`` where that is more.
 
     Raises:
         UsageError: The value is none of these.
 
     """
     if max_failures is None:
-        return max(n // 100, min(_FEW_FAILURES, n - 1))
+        return max(n // 100, min(few, n - 1))
     text = str(max_failures).strip()
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)

@@ -33,9 +33,10 @@ from medprobe.images.raster import (
     read_rgb,
     read_source,
 )
-from medprobe.images.sources import Payload
+from medprobe.images.sources import ImageSource, Payload, Slice, Source
 
 CHUNK = 24  # images: with two chunks in flight, enough to go on reading while a batch is encoded
+_CHUNK_BYTES = 16 << 20  # of pixels, up to which the slices of one volume stay in one chunk
 # Chunks in flight for each worker: one at work and one at hand. No more than that fit loky's queue of calls, and what waits
 # outside of it makes loky's own thread fail, with a traceback, when its workers are killed.
 _AHEAD = 2
@@ -87,8 +88,23 @@ def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry]) -> Decod
     return Decoded(stacks, readable, digests, appearance, reasons)
 
 
-def opened(payload: Payload) -> tuple[bytes | np.ndarray, Region]:
-    """Return a file's bytes, or pixels, and what of them is meant.
+def chunks(images: ImageSource, rows: Sequence[int], geometries: Sequence[Geometry]) -> Iterator[Sequence[int]]:
+    """Yield the rows in chunks, each for one process: ``CHUNK`` images, or more where they are slices of one volume.
+
+    A volume is read once for the slices of a chunk; its chunks are as long as their pixels stay below some size.
+    """
+    of_one = sum(3 * height * width for height, width in (geometry.size for geometry in geometries))
+    most = max(CHUNK, _CHUNK_BYTES // of_one)
+    start = 0
+    for at in range(1, len(rows) + 1):
+        full = at - start >= CHUNK and (at == len(rows) or images.unit(rows[at]) != images.unit(rows[at - 1]))
+        if full or at - start == most or at == len(rows):
+            yield rows[start:at]
+            start = at
+
+
+def opened(payload: Payload) -> tuple[Source, Region]:
+    """Return a file's bytes, a slice, or pixels, and what of them is meant.
 
     Raises:
         ImageError: The file, or its mask, cannot be read.
@@ -98,6 +114,10 @@ def opened(payload: Payload) -> tuple[bytes | np.ndarray, Region]:
         return payload, WHOLE
     if isinstance(payload, str):
         return read_source(payload), WHOLE
+    if isinstance(payload, Slice):
+        from medprobe.images.volume import open_slice
+
+        return open_slice(payload), WHOLE
     source, box = read_source(payload.path), payload.box
     if payload.mask is not None:
         try:

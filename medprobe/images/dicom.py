@@ -9,15 +9,11 @@ from __future__ import annotations
 import io
 import logging
 import re
-import stat
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from medprobe.errors import UsageError
 from medprobe.images.dicom_frames import Layout, stored_frame
@@ -25,12 +21,14 @@ from medprobe.images.dicom_header import Header, pixel_header, pixel_value, read
 from medprobe.images.dicom_meaning import grey_scale, palette, spacing
 from medprobe.images.dicom_values import (
     DICOM_RULE,
+    VoiWindow,
     to_colour,
     to_grey,
     to_palette,
     ybr_to_rgb,
 )
-from medprobe.images.raster import MAX_PIXELS, ImageError, read_source
+from medprobe.images.frames import Frames, parse_frames
+from medprobe.images.raster import ImageError, open_source, read_source, squared
 from medprobe.images.window import FILE, Window, parse_window
 
 __all__ = [
@@ -44,6 +42,7 @@ __all__ = [
     "parse_window",
     "read_dicom",
     "stored_values",
+    "unit_values",
 ]
 
 T = TypeVar("T")
@@ -68,49 +67,6 @@ _COLUMNS = {
 }
 _TAG = re.compile(r"\(?([0-9a-fA-F]{4}),? ?([0-9a-fA-F]{4})\)?")
 _NO_TEXT = {"SQ", "OB", "OW", "OD", "OF", "OL", "OV", "UN"}
-
-
-Kind = Literal["first", "middle", "all", "every"]
-_KINDS: dict[str, Kind] = {"first": "first", "middle": "middle", "all": "all"}
-
-
-@dataclass(frozen=True)
-class Frames:
-    """Which frames of a file are samples of their own.
-
-    Attributes:
-        kind: ``first``, ``middle``, ``all``, or ``every`` so many.
-        step: Of ``every``.
-
-    """
-
-    kind: Kind = "first"
-    step: int = 1
-
-    def __str__(self) -> str:
-        """Return what :func:`parse_frames` reads."""
-        return f"every:{self.step}" if self.kind == "every" else self.kind
-
-    def of(self, n: int) -> range:
-        """Return the numbers, from 0, of the chosen ones among n frames."""
-        if self.kind == "middle":
-            return range(n // 2, n // 2 + 1)
-        return range(0, 1 if self.kind == "first" else n, self.step)
-
-
-def parse_frames(text: str) -> Frames:
-    """Return the choice that a user writes: ``first``, ``middle``, ``all`` or ``every:N``.
-
-    Raises:
-        UsageError: It is none of these.
-
-    """
-    plain = text.strip().lower()
-    if plain in _KINDS:
-        return Frames(_KINDS[plain])
-    if (match := re.fullmatch(r"every:([0-9]{1,9})", plain)) and int(match[1]) > 0:
-        return Frames("every", int(match[1]))
-    raise UsageError(f"frames {text!r}: give first, middle, all or every:N")
 
 
 def n_frames(source: str | bytes) -> int:
@@ -162,6 +118,17 @@ def stored_values(source: str | bytes, *, frame: int = 0) -> np.ndarray:
     return _guarded(lambda: _stored(source, frame)[0])
 
 
+def unit_values(source: bytes) -> tuple[np.ndarray, VoiWindow | None]:
+    """Return a file's one grey frame in its units, float32 (H, W), NaN where it is padded, and its own window if it has one.
+
+    Raises:
+        ImageError: As :func:`read_dicom`, or the file is of colour or of several frames.
+        UsageError: As :func:`read_dicom`.
+
+    """
+    return _guarded(lambda: _in_units(source))
+
+
 def dicom_columns(source: str, tags: Sequence[str] = ()) -> dict[str, str]:
     r"""Return what a manifest wants to know of a file, by column; what the file does not say is empty.
 
@@ -205,19 +172,7 @@ def _guarded(read: Callable[[], T]) -> T:
 
 
 def _opened(source: str | bytes) -> BinaryIO:
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
-    try:
-        if not stat.S_ISREG(Path(source).stat().st_mode):
-            raise ImageError("no regular file")
-        return Path(source).open("rb")
-    except (FileNotFoundError, NotADirectoryError):
-        reason = "missing"
-    except PermissionError:
-        reason = "no permission to read it"
-    except (OSError, ValueError):
-        reason = "unreadable"
-    raise ImageError(reason)
+    return io.BytesIO(source) if isinstance(source, bytes) else open_source(source)
 
 
 def _stored(source: str | bytes, frame: int) -> tuple[np.ndarray, Header, Layout]:
@@ -240,20 +195,20 @@ def _read(source: str | bytes, frame: int, window: Window) -> np.ndarray:
         pixels = to_colour(values, min(layout.stored, 8 * values.itemsize))
     else:
         pixels = to_grey(values, grey_scale(header, layout, frame, voi=window.kind == "file"), window)
-    pixels = _square(pixels, *spacing(header, frame))
+    pixels = squared(pixels, *spacing(header, frame))
     return np.ascontiguousarray(pixels) if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
 
 
-def _square(pixels: np.ndarray, height: float, width: float) -> np.ndarray:
-    """Return an image whose pixels are square, by more of them along the longer side of a pixel."""
-    rows, columns = (float(n) for n in pixels.shape[:2])
-    rows, columns = (rows * (height / width), columns) if height > width else (rows, columns * (width / height))
-    if rows * columns > MAX_PIXELS or max(rows, columns) > MAX_PIXELS:
-        raise ImageError(f"too large: over {MAX_PIXELS:,} pixels once its pixels are square")
-    size = round(columns), round(rows)
-    if size == pixels.shape[1::-1]:
-        return pixels
-    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.BILINEAR))
+def _in_units(source: bytes) -> tuple[np.ndarray, VoiWindow | None]:
+    values, header, layout = _stored(source, 0)
+    if layout.frames > 1 or layout.colours != "MONOCHROME2":
+        raise ImageError("no single picture of grey values, so no slice of an assembled volume")
+    scale = grey_scale(header, layout, 0, voi=True)
+    stored = values.astype(np.float64)
+    found = scale.modality(stored) if scale.modality else stored * scale.slope + scale.intercept
+    if scale.padding is not None:
+        found[(stored >= scale.padding[0]) & (stored <= scale.padding[1])] = np.nan
+    return found.astype(np.float32), scale.voi if isinstance(scale.voi, VoiWindow) else None
 
 
 def _columns(source: str, tags: Sequence[str]) -> dict[str, str]:

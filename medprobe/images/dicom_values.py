@@ -172,7 +172,7 @@ def _windowed(x: Doubles, used: np.ndarray, counts: np.ndarray, scale: GreyScale
     if window.values is not None and window.kind == "fixed":
         return VoiWindow(*window.values, "LINEAR_EXACT")(x)
     if window.values is not None:
-        return _spread(x, *_percentiles(x[used], counts[used], window.values))
+        return _spread(x, *percentiles(x[used], counts[used], window.values))
     if isinstance(scale.voi, Lut):
         return np.asarray(scale.voi(x) / scale.voi.highest)
     if scale.voi is not None and scale.voi.usable:
@@ -191,7 +191,7 @@ def _spread(x: Doubles, low: float, high: float) -> Doubles:
     return np.where(x > low, 1.0, 0.0)
 
 
-def _percentiles(x: Doubles, counts: np.ndarray, wanted: Sequence[float]) -> list[float]:
+def percentiles(x: Doubles, counts: np.ndarray, wanted: Sequence[float]) -> list[float]:
     """Return percentiles of values that occur so many times each, interpolated as numpy does by default."""
     order = np.argsort(x)
     x, upto = x[order], np.cumsum(counts[order], dtype=np.int64)

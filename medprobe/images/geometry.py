@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from medprobe.images.window import FILE, Window
+from medprobe.images.window import FILE, VOLUME_RULE, Window
 
 Crop = Literal["center", "none", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -31,7 +31,8 @@ class Geometry:
             is, ``pad`` fits the whole image inside ``size`` and centres it on black (``resize`` is not used).
         interpolation: Filter of the resize.
         exact_decode: Decode a JPEG in full even where it is far larger than needed.
-        window: How grey values of a DICOM file become 0..255.
+        window: How grey values of a DICOM file or a volume become 0..255.
+        slicing: How volumes are cut into slices, in words; empty for images.
 
     """
 
@@ -41,11 +42,14 @@ class Geometry:
     interpolation: Interpolation = "bicubic"
     exact_decode: bool = False
     window: Window = FILE
+    slicing: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return every value as plain JSON types."""
         resize = list(self.resize) if isinstance(self.resize, tuple) else self.resize
+        volumes = {"slices": self.slicing, "volumes": VOLUME_RULE} if self.slicing else {}
         return {
+            **volumes,
             "size": list(self.size),
             "resize": resize,
             "crop": self.crop,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import BinaryIO, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
@@ -18,13 +18,13 @@ from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
 from medprobe.errors import DataError, UsageError
 from medprobe.images.geometry import Geometry
 from medprobe.images.png import lacks_pixels, mark_last_row
-from medprobe.images.sources import Box
+from medprobe.images.sources import Box, Source
 from medprobe.images.window import FILE, Window
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".dcm", ".dicom"}
 )
-_SEVERAL = "several frames ({}): --frames first, middle, all or every:N chooses"
+SEVERAL = "several frames ({}): --frames first, middle, all or every:N chooses"
 _DICM = slice(128, 132)  # where a DICOM file says that it is one
 # Pillow's own, beyond which it warns of a decompression bomb; here that warning is an error.
 MAX_PIXELS = 89_478_485
@@ -89,6 +89,26 @@ def read_source(path: str | Path) -> bytes:
     return data
 
 
+def open_source(path: str | Path) -> BinaryIO:
+    """Return a file, opened for reading.
+
+    Raises:
+        ImageError: It is missing, not readable, or no regular file.
+
+    """
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise ImageError("no regular file")
+        return Path(path).open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        reason = "missing"
+    except PermissionError:
+        reason = "no permission to read it"
+    except (OSError, ValueError):
+        reason = "unreadable"
+    raise ImageError(reason)
+
+
 @dataclass(frozen=True)
 class Region:
     """What of a source is meant.
@@ -106,8 +126,10 @@ class Region:
 WHOLE = Region()
 
 
-def content_digest(source: bytes | np.ndarray, region: Region = WHOLE) -> np.ndarray:
+def content_digest(source: Source, region: Region = WHOLE) -> np.ndarray:
     """Return the BLAKE2b digest of a file's bytes, or of an array, its shape and dtype, and of what is meant, uint8 (16,)."""
+    if not isinstance(source, bytes | np.ndarray):
+        return source.digest()
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     if region != WHOLE:
         digest.update(f"frame {region.frame} box {region.box}\n".encode())
@@ -124,7 +146,7 @@ def load_rgb(source: bytes | np.ndarray, geometries: Sequence[Geometry]) -> list
 
 
 def read_rgb(
-    source: bytes | np.ndarray, geometries: Sequence[Geometry], region: Region = WHOLE
+    source: Source, geometries: Sequence[Geometry], region: Region = WHOLE
 ) -> tuple[tuple[int, int], list[np.ndarray]]:
     """Return the image's own height and width, and the image once for each geometry, uint8 (height, width, 3).
 
@@ -134,7 +156,7 @@ def read_rgb(
     channels, grey deeper than 8 bits follows ``SIXTEEN_BIT_RULE``.
 
     Args:
-        source: A file's bytes, or pixels (H, W), (H, W, 1) or (H, W, 3) as uint8 or uint16.
+        source: A file's bytes, a slice, or pixels (H, W), (H, W, 1) or (H, W, 3) as uint8 or uint16.
         geometries: What is wanted; they share one window.
         region: Which frame of a file of several, and what is cut out of it before it is resized; the size that is
             returned is then of that.
@@ -171,9 +193,11 @@ def mask_box(source: bytes) -> Box:
 
 
 def _picture(
-    source: bytes | np.ndarray, geometries: Sequence[Geometry], window: Window, region: Region
+    source: Source, geometries: Sequence[Geometry], window: Window, region: Region
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Return what is meant of a source, perhaps reduced, and the height and width of that in full."""
+    if not isinstance(source, bytes | np.ndarray):
+        source, window = source.shown(window)
     pixels = _of_dicom(source, window, region.frame) if _is_dicom(source) else source
     if isinstance(pixels, np.ndarray):
         image = _from_array(pixels)
@@ -186,6 +210,28 @@ def _picture(
     if width < 1 or height < 1 or left < 0 or top < 0 or left + width > image.width or top + height > image.height:
         raise ImageError("a box that is not inside the image")
     return image.crop((left, top, left + width, top + height)), (height, width)
+
+
+def squared(pixels: np.ndarray, height: float, width: float) -> np.ndarray:
+    """Return an image, uint8, whose pixels are square, by more of them along the longer side of a pixel, bilinear.
+
+    Args:
+        pixels: Grey (H, W) or colour (H, W, 3).
+        height: Of a pixel.
+        width: Of a pixel, in the same unit.
+
+    Raises:
+        ImageError: It would be too large.
+
+    """
+    rows, columns = (float(n) for n in pixels.shape[:2])
+    rows, columns = (rows * (height / width), columns) if height > width else (rows, columns * (width / height))
+    if rows * columns > MAX_PIXELS or max(rows, columns) > MAX_PIXELS:
+        raise ImageError(f"too large: over {MAX_PIXELS:,} pixels once its pixels are square")
+    size = round(columns), round(rows)
+    if size == pixels.shape[1::-1]:
+        return pixels
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.BILINEAR))
 
 
 def count_frames(path: str) -> int:
@@ -226,7 +272,7 @@ def _of_dicom(data: bytes, window: Window, frame: int | None) -> np.ndarray:
     from medprobe.images.dicom import n_frames, read_dicom
 
     if frame is None and (n := n_frames(data)) > 1:
-        raise ImageError(_SEVERAL.format(n))
+        raise ImageError(SEVERAL.format(n))
     return read_dicom(data, frame=frame or 0, window=window)
 
 
@@ -263,7 +309,7 @@ def _decode(data: bytes, geometries: Sequence[Geometry], region: Region) -> tupl
     image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
     n = getattr(image, "n_frames", 1)
     if region.frame is None and n > 1:
-        raise ImageError(_SEVERAL.format(n))
+        raise ImageError(SEVERAL.format(n))
     if region.frame is not None:
         if region.frame >= n:
             raise ImageError("no such frame")

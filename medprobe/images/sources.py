@@ -1,4 +1,4 @@
-"""Where the pixels of a manifest's rows lie: image files, or arrays in a MedMNIST ``.npz``."""
+"""Where the pixels of a manifest's rows lie: image files, slices of volumes, or arrays in a MedMNIST ``.npz``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from typing import IO, Protocol, TypeVar
 import numpy as np
 
 from medprobe.errors import DataError
+from medprobe.images.window import Window
 
 T = TypeVar("T")
 
 # What zipfile and numpy raise for a damaged member; ValueError also for one that would need pickle.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError)
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+NATIVE = "native"  # the axis along which a volume is stored
 
 Box = tuple[int, int, int, int]  # left, top, width and height, in pixels of the upright image
 
@@ -32,8 +36,62 @@ class Part:
     mask: str | None = None
 
 
+@dataclass(frozen=True)
+class Volume:
+    """What slices are cut from.
+
+    Attributes:
+        files: One NIfTI file, or the files of a DICOM series in the order of their places.
+        axis: ``axial``, ``coronal``, ``sagittal``, or ``native``: the third axis of a NIfTI file, the files of a series.
+        point: Number of a point in time, None for a volume without time.
+        affine: Of a series: from row, column and number of the slice to millimetres in RAS+, three rows of four.
+
+    """
+
+    files: tuple[str, ...]
+    axis: str = NATIVE
+    point: int | None = None
+    affine: tuple[tuple[float, ...], ...] | None = None
+
+    @property
+    def has_a_file_a_slice(self) -> bool:
+        """Whether it is a series whose slices are its files, which need not be assembled."""
+        return self.axis == NATIVE and not is_nifti(self.files[0])
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayVolume:
+    """A volume whose voxels are at hand, (slices, H, W)."""
+
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A slice of a volume, by its number along the volume's axis, from 0."""
+
+    volume: Volume | ArrayVolume
+    index: int
+
+
 # What a decoding worker gets for a row: a path or part of a file that it opens itself, or the pixels.
-Payload = str | Part | np.ndarray
+Payload = str | Part | Slice | np.ndarray
+
+
+class Drawn(Protocol):
+    """What becomes pixels only once a window is chosen: a slice, whose volume decides where grey begins and ends."""
+
+    def digest(self) -> np.ndarray:
+        """Return the digest of what it is made from, uint8 (16,)."""
+        ...
+
+    def shown(self, window: Window) -> tuple[bytes | np.ndarray, Window]:
+        """Return a file's bytes, or pixels, and the window that they are to be shown with."""
+        ...
+
+
+# What a picture is made from.
+Source = bytes | np.ndarray | Drawn
 
 
 class ImageSource(Protocol):
@@ -51,6 +109,10 @@ class ImageSource(Protocol):
 
     def head(self, limit: int) -> ImageSource:
         """Return the first ``limit`` images."""
+        ...
+
+    def unit(self, row: int) -> int:
+        """Return the number of what is opened for a row: rows of one unit are best read by one process, in their order."""
         ...
 
 
@@ -91,6 +153,10 @@ class FileImages:
         """Return the first ``limit`` files."""
         return self.of(range(min(limit, len(self.paths))))
 
+    def unit(self, row: int) -> int:
+        """Return the row itself: each is a file of its own, or a frame of one."""
+        return row
+
     def of(self, rows: Sequence[int]) -> FileImages:
         """Return the files of these rows."""
         return FileImages(
@@ -99,6 +165,11 @@ class FileImages:
             _some(self.boxes, rows),
             _some(self.masks, rows),
         )
+
+
+def is_nifti(path: str | Path) -> bool:
+    """Return whether a file is called like a NIfTI file."""
+    return str(path).lower().endswith(NIFTI_SUFFIXES)
 
 
 def _at(values: Sequence[T | None] | None, row: int) -> T | None:
@@ -114,11 +185,18 @@ class ArrayImages:
     """Arrays ``<split>_images`` of an ``.npz`` file, one after the other, read as a stream so that memory stays flat.
 
     Rows are cheap in rising order; going back reads the member from its beginning.
+
+    Attributes:
+        path: The file.
+        members: Prefix and rows of each array.
+        depths: Slices of each array's volumes, the same for all; 0 for images.
+
     """
 
     path: Path
     members: list[tuple[str, int]]
     _stamp: tuple[int, int]
+    depths: list[int] = field(default_factory=list)
     _stream: IO[bytes] | None = field(default=None, repr=False)
     _at: tuple[str, int] = ("", 0)
     _shape: tuple[int, ...] = ()
@@ -148,12 +226,17 @@ class ArrayImages:
                 shape, dtype = images._start(prefix)
             except _DAMAGE as error:
                 raise DataError(f"{path}: {_member(prefix)} is damaged, or no array") from error
-            if dtype not in (np.uint8, np.uint16) or not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))):
+            if dtype not in (np.uint8, np.uint16) or len(shape) not in (3, 4) or 0 in shape[1:]:
                 raise DataError(
-                    f"{path}: {_member(prefix)} is {dtype}{list(shape)}; expected uint8 or uint16 of shape "
-                    "(n, height, width), (n, height, width, 1) or (n, height, width, 3)"
+                    f"{path}: {_member(prefix)} is {dtype}{list(shape)}; expected uint8 or uint16 of shape (n, height, "
+                    "width), (n, height, width, 1), (n, height, width, 3), or of volumes (n, depth, height, width)"
                 )
             images.members.append((prefix, shape[0]))
+            images.depths.append(shape[1] if len(shape) == 4 and shape[3] not in (1, 3) else 0)
+        if len(set(images.depths)) > 1:
+            raise DataError(
+                f"{path}: {', '.join(map(_member, prefixes))} differ in their shape: images, or another depth"
+            )
         images._at = ("", 0)
         images._stream = None
         return images
@@ -176,6 +259,10 @@ class ArrayImages:
     def head(self, limit: int) -> ArrayImages:
         """Return the same file: rows beyond ``limit`` are never asked for."""
         return self
+
+    def unit(self, row: int) -> int:
+        """Return the row itself."""
+        return row
 
     def labels(self, prefix: str) -> np.ndarray | None:
         """Return the labels of a split, or None where the file has none."""

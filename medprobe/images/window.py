@@ -1,4 +1,4 @@
-"""Which grey values of a DICOM file are shown: the file's own choice, a centre and a width, or percentiles."""
+"""Which grey values of a DICOM file or a volume are shown: the file's own choice, a centre and a width, or percentiles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Window:
 
     Attributes:
         kind: ``file`` follows the file, ``fixed`` is a centre and a width in the file's units (Hounsfield units in CT),
-            ``percentile`` a low and a high percentile of each frame without its padding.
+            ``percentile`` a low and a high percentile of each frame, or of a slice's whole volume, without padding.
         values: Centre and width, or the two percentiles.
 
     """
@@ -32,6 +32,15 @@ class Window:
 
 
 FILE = Window()
+# What a NIfTI file is shown with, which has no window of its own.
+WHOLE_VOLUME = Window("percentile", (1.0, 99.0))
+# What a store says of how slices were made, beside the window itself.
+VOLUME_RULE = (
+    "voxels in the file's units; percentiles are of the whole volume; 'file' shows a DICOM slice as its own file does, an "
+    "assembled series with its middle slice's window, all else from its 1st to its 99th percentile (8 bits without scaling: "
+    "as they are); NaN and padding black; along a named axis turned to RAS+ by the affine and shown as radiologists do; "
+    "pixels made square along their longer side, bilinear"
+)
 
 # Centres and widths in Hounsfield units, as radiologists commonly set them for CT.
 WINDOWS = {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, softmax
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from medprobe.probe._estimator import Probe
 from medprobe.probe._torch import classification_loss, last_epoch, seed_of, torch_for
@@ -26,7 +26,10 @@ _ROWS = 256  # images that are predicted at once: tokens are many
 
 @dataclass(frozen=True)
 class _Layer:
-    """Queries (heads, width), weights (K, heads * width) and biases (K,), for tokens less ``mean`` over ``scale``."""
+    """Queries (heads, width), weights (K, heads * width) and biases (K,), for tokens less ``mean`` over ``scale``.
+
+    A token that is NaN is none: nothing looks at it.
+    """
 
     queries: NDArray[np.float32]
     weight: NDArray[np.float32]
@@ -36,21 +39,21 @@ class _Layer:
 
     def attention(self, X: Floats) -> Floats:
         """Return how much each query looks at each token, (n, heads, tokens), adding up to one."""
-        tokens = _tokens(X, len(self.mean))
-        scores = np.einsum("ntd,hd->nht", self._standardised(tokens), self.queries, optimize=True)
+        tokens, absent = self._standardised(X)
+        scores = np.einsum("ntd,hd->nht", tokens, self.queries, optimize=True)
+        scores[np.broadcast_to(absent[:, None], scores.shape)] = -np.inf
         found: Floats = softmax(scores / np.sqrt(len(self.mean)), axis=2)
         return found
 
     def logits(self, X: Floats) -> Floats:
         """Return (n, K)."""
-        seen = self._standardised(_tokens(X, len(self.mean)))
+        seen, _ = self._standardised(X)
         pooled = np.einsum("nht,ntd->nhd", self.attention(X), seen, optimize=True)
         found: Floats = pooled.reshape(len(X), -1) @ self.weight.T + self.bias
         return found
 
-    def _standardised(self, tokens: Floats) -> Floats:
-        found: Floats = (tokens.astype(np.float32) - self.mean) / self.scale
-        return found
+    def _standardised(self, X: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+        return _standardised(X, self.mean, self.scale)
 
 
 class AttentiveProbe(Probe):
@@ -62,6 +65,7 @@ class AttentiveProbe(Probe):
 
     Args:
         n_tokens: Tokens of an image: a row of features holds them one after the other.
+        ragged: Whether some rows have fewer tokens: the rest of such a row is NaN. Rows to predict may then be longer, too.
         heads: Number of queries.
         lr: Learning rate of AdamW, which falls along a cosine to zero at the last epoch.
         weight_decay: Decoupled weight decay.
@@ -79,6 +83,7 @@ class AttentiveProbe(Probe):
     def __init__(
         self,
         n_tokens: int = 1,
+        ragged: bool = False,
         heads: int = _HEADS,
         lr: float = 3e-3,
         weight_decay: float = 1e-3,
@@ -89,6 +94,7 @@ class AttentiveProbe(Probe):
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         self.n_tokens = n_tokens
+        self.ragged = ragged
         self.heads = heads
         self.lr = lr
         self.weight_decay = weight_decay
@@ -106,11 +112,11 @@ class AttentiveProbe(Probe):
             y: Classes (n,), or labels 0, 1 or NaN for missing, (n, L) with L of at least 2.
 
         Raises:
-            ValueError: The width is no multiple of ``n_tokens``, or targets of another kind.
+            ValueError: The width is no multiple of ``n_tokens``, a row has no token, or targets of another kind.
             UsageError: torch is not installed.
 
         """
-        rows: Floats = validate_data(self, X, dtype=[np.float16, np.float32, np.float64])
+        rows = self._checked(X, reset=True)
         if rows.shape[1] % self.n_tokens:
             raise ValueError(f"{rows.shape[1]} features are not those of {self.n_tokens} tokens")
         self.classes_, Y = encode_targets(y, len(rows))
@@ -126,20 +132,43 @@ class AttentiveProbe(Probe):
     def attention(self, X: ArrayLike) -> Floats:
         """Return how much each query looks at each token, (m, heads, n_tokens): where the probe looks."""
         check_is_fitted(self)
-        rows = validate_data(self, X, dtype=[np.float16, np.float32, np.float64], reset=False)
+        rows = self._checked(X)
         return np.concatenate([self._layer.attention(part) for part in _parts(rows)])
 
     def predict_proba(self, X: ArrayLike) -> Floats:
         """Return the probability of every class, rows adding up to one, or of every label, (m, K)."""
         check_is_fitted(self)
-        rows = validate_data(self, X, dtype=[np.float16, np.float32, np.float64], reset=False)
+        rows = self._checked(X)
         logits = np.concatenate([self._layer.logits(part) for part in _parts(rows)]).astype(np.float64)
         found: Floats = expit(logits) if self._multilabel else softmax(logits, axis=1)
         return found
 
+    def _checked(self, X: ArrayLike, *, reset: bool = False) -> Floats:
+        kinds = [np.float16, np.float32, np.float64]
+        if not self.ragged:
+            found: Floats = validate_data(self, X, dtype=kinds, reset=reset)
+            return found
+        if reset:
+            rows: Floats = validate_data(self, X, dtype=kinds, ensure_all_finite="allow-nan")
+        else:
+            rows = check_array(X, dtype=kinds, ensure_all_finite="allow-nan")
+        width = self.n_features_in_ // self.n_tokens
+        if rows.shape[1] % max(width, 1):
+            raise ValueError(f"{rows.shape[1]} features are not those of tokens of {width}")
+        if np.isnan(rows[:, :: max(width, 1)]).all(axis=1).any():
+            raise ValueError("a row has no token")
+        return rows
+
 
 def sweep_attentive(
-    X: Floats, Y: NDArray[Any], folds: Sequence[Fold], *, n_classes: int, n_tokens: int, seed: int = 0
+    X: Floats,
+    Y: NDArray[Any],
+    folds: Sequence[Fold],
+    *,
+    n_classes: int,
+    n_tokens: int,
+    ragged: bool = False,
+    seed: int = 0,
 ) -> list[tuple[dict[str, Any], list[Floats]]]:
     """Return settings, arguments of :class:`AttentiveProbe`, and probabilities of the held-out rows of each fold.
 
@@ -148,7 +177,8 @@ def sweep_attentive(
         Y: Class codes (n,), or labels 0, 1 or NaN (n, L).
         folds: Pairs of training and held-out rows.
         n_classes: Number of classes, or of labels.
-        n_tokens: Tokens of an image.
+        n_tokens: Tokens of an image, or of the longest row.
+        ragged: Whether some rows have fewer tokens, and are NaN after them.
         seed: Of weights and the order of the rows.
 
     Raises:
@@ -167,7 +197,7 @@ def sweep_attentive(
                 by_fold.append(expit(logits) if Y.ndim == 2 else softmax(logits, axis=1))
         for stop, by_fold in zip(_STOPS, by_stop, strict=True):
             settings = {"n_tokens": n_tokens, "lr": lr, "weight_decay": weight_decay, "stop_epoch": stop}
-            found.append((settings, by_fold))
+            found.append((settings | ({"ragged": True} if ragged else {}), by_fold))
     return found
 
 
@@ -212,8 +242,9 @@ def _train(
         order = torch.randperm(len(X), generator=generator).numpy()
         for start in range(0, len(X), recipe.batch_size):
             batch = np.sort(order[start : start + recipe.batch_size])
-            tokens = torch.from_numpy((_tokens(X[batch], width).astype(np.float32) - mean) / scale).to(device)
-            looked = torch.softmax(tokens @ queries.T / np.sqrt(width), dim=1)  # (rows, tokens, heads)
+            tokens, absent = (torch.from_numpy(part).to(device) for part in _standardised(X[batch], mean, scale))
+            scores = (tokens @ queries.T / np.sqrt(width)).masked_fill(absent[:, :, None], -torch.inf)
+            looked = torch.softmax(scores, dim=1)  # (rows, tokens, heads)
             pooled = torch.einsum("nth,ntd->nhd", looked, tokens).flatten(1)
             loss = classification_loss(torch, pooled @ weight.T + bias, targets[batch].to(device))
             optimizer.zero_grad()
@@ -230,7 +261,8 @@ def _moments(X: Floats, width: int) -> tuple[NDArray[np.float32], NDArray[np.flo
     """Return mean and standard deviation of each feature over all tokens, (width,)."""
     total, squares, count = np.zeros(width), np.zeros(width), 0
     for part in _parts(X):
-        tokens = _tokens(part, width).reshape(-1, width).astype(np.float64)
+        tokens = part.reshape(-1, width).astype(np.float64)
+        tokens = tokens[~np.isnan(tokens[:, 0])]
         total += tokens.sum(axis=0)
         squares += np.square(tokens).sum(axis=0)
         count += len(tokens)
@@ -240,8 +272,14 @@ def _moments(X: Floats, width: int) -> tuple[NDArray[np.float32], NDArray[np.flo
     return mean.astype(np.float32), scale.astype(np.float32)
 
 
-def _tokens(X: Floats, width: int) -> Floats:
-    return X.reshape(len(X), -1, width)
+def _standardised(
+    X: Floats, mean: NDArray[np.float32], scale: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return tokens (n, tokens, width), zero where there is none, and where that is, (n, tokens)."""
+    tokens = (X.reshape(len(X), -1, len(mean)).astype(np.float32) - mean) / scale
+    absent = np.isnan(tokens[:, :, 0])
+    tokens[absent] = 0
+    return tokens, absent
 
 
 def _slices(n: int) -> list[slice]:

@@ -15,12 +15,14 @@ import numpy as np
 import pandas as pd
 
 from medprobe.errors import DataError, UsageError
+from medprobe.probe.bags import AnyRows, Bags
 from medprobe.probe.features import TOKENS
 from medprobe.probe.saved import SavedProbe, load_probe, save_probe
 from medprobe.probe.selection import fit_part
 from medprobe.probe.splits import Part
 from medprobe.probe.targets import Floats
 from medprobe.store import FeatureStore, open_store
+from medprobe.volumes import Slicing
 
 if TYPE_CHECKING:
     from medprobe.encoders.base import Encoder
@@ -37,7 +39,7 @@ def save_trial(
     trial: Trial,
     fitted: Sequence[Fitted],
     rows: Sequence[Row],
-    stores: Sequence[FeatureStore],
+    stores: Sequence[AnyRows],
     folder: Path,
     *,
     seed: int,
@@ -72,6 +74,7 @@ def save_trial(
             "preprocess": [dict(store.plan.encoder["preprocess"]) for store in stores],
         },
         n_features=features.views[chosen.view].shape[1],
+        bag=stores[0].by if isinstance(stores[0], Bags) else "",
     )
     folder.mkdir(parents=True, exist_ok=True)
     words = "--".join([features.encoder, chosen.view, trial.family.name, question.target.name])
@@ -85,10 +88,12 @@ def predict(
     weights: str | None = None,
     device: str = "auto",
     frames: str | None = None,
+    volumes: str | None = None,
 ) -> pd.DataFrame:
     """Return id, predicted class and probability of each class (of each label: 0 or 1, and its probability).
 
-    Images without features, which could not be read, are there, too, without a prediction.
+    Images without features, which could not be read, are there, too, without a prediction. A probe of volumes predicts
+    volumes; they are sliced and pooled as those were that it was fitted to.
 
     Args:
         model: What ``medprobe probe --save-model`` wrote.
@@ -97,6 +102,7 @@ def predict(
         weights: The encoder's checkpoint file, where it was embedded with one.
         device: Where images are embedded.
         frames: Which frames of files of several are meant: ``first``, ``middle``, ``all`` or ``every:N``.
+        volumes: ``series`` takes the DICOM series of a folder as volumes.
 
     Raises:
         DataError: The features are another encoder's (or the same one's with other weights, preprocessing or
@@ -113,13 +119,13 @@ def predict(
     images = several[0]
     assert not isinstance(images, FeatureStore)
     with tempfile.TemporaryDirectory(prefix="medprobe-") as folder:
-        return _predict(saved, _embedded(saved, Path(images), Path(folder), weights, device, frames))
+        return _predict(saved, _embedded(saved, Path(images), Path(folder), weights, device, frames, volumes))
 
 
 def _predict(saved: SavedProbe, stores: Sequence[FeatureStore]) -> pd.DataFrame:
     if len(stores) != len(saved.encoders):
         raise UsageError(f"the probe takes features of {' and '.join(saved.encoders)}: {len(stores)} stores were given")
-    by_fingerprint = {store.plan.fingerprint: store for store in stores}
+    by_fingerprint = {store.plan.fingerprint: Bags(store, saved.bag) if saved.bag else store for store in stores}
     ids: np.ndarray | None = None
     asked: pd.Series | None = None
     parts = []
@@ -166,7 +172,13 @@ def _table(saved: SavedProbe, proba: Floats, ids: np.ndarray) -> pd.DataFrame:
 
 
 def _embedded(
-    saved: SavedProbe, data: Path, folder: Path, weights: str | None, device: str, frames: str | None
+    saved: SavedProbe,
+    data: Path,
+    folder: Path,
+    weights: str | None,
+    device: str,
+    frames: str | None,
+    volumes: str | None,
 ) -> list[FeatureStore]:
     """Return stores of images, made with the preprocessing and precision that the probe's own stores were made with."""
     try:
@@ -177,8 +189,18 @@ def _embedded(
     recorded = zip(saved.encoders, saved.notes["preprocess"], saved.notes["precision"], saved.views, strict=True)
     for name, preprocess, precision, view in recorded:
         encoder = _encoder(name, preprocess, weights)
+        slicing = Slicing.read(preprocess["slices"]) if "slices" in preprocess else None
         (report,) = embed(
-            data, encoder, folder, device=device, precision=precision, tokens=view == TOKENS, frames=frames
+            data,
+            encoder,
+            folder,
+            device=device,
+            precision=precision,
+            tokens=view == TOKENS,
+            frames=frames,
+            volumes=volumes,
+            slice_axis=None if slicing is None else slicing.axis,
+            slices=None if slicing is None else str(slicing.slices),
         )
         stores.append(FeatureStore(report.path))
     return stores

@@ -156,20 +156,20 @@ def _build_mlp(settings: Mapping[str, Any], seed: int) -> Any:
     return MLPProbe(**chosen, max_epochs=settings["epochs"], early_stopping=False, random_state=seed)
 
 
-def attentive_family(n_tokens: int) -> Family:
-    """Return the attentive probe of images of so many tokens."""
+def attentive_family(n_tokens: int, *, ragged: bool = False) -> Family:
+    """Return the attentive probe of images of so many tokens, or of up to so many where they are ragged."""
 
     def sweep(X: Floats, Y: np.ndarray, folds: Sequence[Fold], n_classes: int, seed: int) -> Swept:
         from medprobe.probe.attentive import sweep_attentive
 
-        return sweep_attentive(X, Y, folds, n_classes=n_classes, n_tokens=n_tokens, seed=seed)
+        return sweep_attentive(X, Y, folds, n_classes=n_classes, n_tokens=n_tokens, ragged=ragged, seed=seed)
 
     def build(settings: Mapping[str, Any], seed: int) -> Any:
         from medprobe.probe.attentive import AttentiveProbe
 
         return AttentiveProbe(**settings, random_state=seed)
 
-    few = {"n_tokens": n_tokens, "stop_epoch": 10}
+    few = {"n_tokens": n_tokens, **({"ragged": True} if ragged else {}), "stop_epoch": 10}
     return Family(ATTENTIVE, sweep, build, inner_folds=1, few=few, standardised=False)
 
 

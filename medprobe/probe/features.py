@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from medprobe.errors import DataError
+from medprobe.probe.bags import AnyRows, Bags, pooled_name, split_name
 from medprobe.probe.targets import Floats
-from medprobe.store import FeatureStore
 
 AUTO = "auto"
 TOKENS = "tokens"
@@ -50,11 +50,12 @@ class Features:
         return replace(self, views={name: X[rows] for name, X in self.views.items()}, rows=self.rows[rows])
 
 
-def features_of(stores: Sequence[FeatureStore], view: str | None) -> Features:
+def features_of(stores: Sequence[AnyRows], view: str | None) -> Features:
     """Return the vectors of a store, or of several joined by the ids of their samples.
 
     Args:
-        stores: The first one leads: its samples that all others have features of are kept, in its order.
+        stores: The first one leads: its samples that all others have features of are kept, in its order. Bags are pooled
+            in every way that the first one names.
         view: Name of a view; None takes each encoder's own pooling, and so does a store that has no view of that name
             while the first one does; ``auto`` leaves the choice among all views (of the first store) to the probe.
 
@@ -64,9 +65,11 @@ def features_of(stores: Sequence[FeatureStore], view: str | None) -> Features:
     """
     first, *others = stores
     default = first.plan.default_view
-    names = [default, *(n for n in first.views if n not in {default, TOKENS})] if view == AUTO else [view or default]
-    views = {name: first.features(name) for name in names}
-    parts: dict[str, tuple[str, ...]] = {name: (name,) for name in names}
+    names = (
+        [default, *(n for n in first.plan.views if n not in {default, TOKENS})] if view == AUTO else [view or default]
+    )
+    if isinstance(first, Bags):
+        names = [pooled_name(name, pool) for name in names for pool in first.pools]
     ids = first.samples["id"].to_numpy()
     rows = np.arange(len(ids))
     places = []
@@ -76,22 +79,30 @@ def features_of(stores: Sequence[FeatureStore], view: str | None) -> Features:
         places.append(place)
     if not len(rows):
         raise DataError(f"--concat: {', '.join(str(store.path) for store in stores)} have no sample in common")
-    if others:
-        views = {name: X[rows] for name, X in views.items()}
-    for other, place in zip(others, places, strict=True):
-        name = view if view is not None and view in other.views else other.plan.default_view
-        X = other.features(name)[[place[ids[row]] for row in rows]]
-        views = {own: np.concatenate([known, X], axis=1) for own, known in views.items()}
-        parts = {own: (*known, name) for own, known in parts.items()}
-    views = {" + ".join(parts[own]): X for own, X in views.items()}
-    parts = {" + ".join(part): part for part in parts.values()}
+    parts = {name: (name, *(_part(other, view, name) for other in others)) for name in names}
+    beside = [
+        {name: other.features(name)[[place[ids[row]] for row in rows]] for name in {part[i] for part in parts.values()}}
+        for i, (other, place) in enumerate(zip(others, places, strict=True), 1)
+    ]
+    views = {}
+    for name, part in parts.items():
+        own = first.features(name)
+        others_of = [values[other] for values, other in zip(beside, part[1:], strict=True)]
+        views[" + ".join(part)] = np.concatenate([own[rows], *others_of], axis=1) if others else own
     lost = len(ids) - len(rows)
+    notes = first.notes if isinstance(first, Bags) else ()
     return Features(
         encoder=" + ".join(store.encoder for store in stores),
-        view=AUTO if view == AUTO else next(iter(views)),
+        view=AUTO if view == AUTO or len(views) > 1 else next(iter(views)),
         fingerprint=" + ".join(store.plan.fingerprint for store in stores),
         views=views,
-        parts=parts,
+        parts={" + ".join(part): part for part in parts.values()},
         rows=rows,
-        notes=(f"{lost} images are left out: they are not in every store",) if lost else (),
+        notes=(*notes, f"{lost} images are left out: they are not in every store") if lost else notes,
     )
+
+
+def _part(other: AnyRows, view: str | None, own: str) -> str:
+    """Return what another store contributes beside a view of the first one."""
+    name = view if view is not None and view in other.plan.views else other.plan.default_view
+    return pooled_name(name, split_name(own)[1]) if isinstance(other, Bags) else name

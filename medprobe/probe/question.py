@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from medprobe.errors import DataError, UsageError
+from medprobe.probe.bags import AnyRows, Bags
 from medprobe.probe.controls import APPEARANCE, COLUMNS, SHUFFLED, column_features, describing_columns, shuffled
 from medprobe.probe.features import Features
 from medprobe.probe.leaks import image_codes, joined, without_shared_images
@@ -23,9 +24,8 @@ from medprobe.probe.splits import (
     n_groups,
 )
 from medprobe.probe.targets import Floats
-from medprobe.probe.task import Target
+from medprobe.probe.task import Target, target_columns
 from medprobe.probe.whatif import WhatIf, mislabelled, subgroup_names
-from medprobe.store import FeatureStore
 
 DEFAULT_FOLDS = 5
 
@@ -60,6 +60,11 @@ class Wish:
             raise UsageError(f"{' and '.join(given)}: give one of them")
         if any(shots < 1 for shots in self.shots) or self.repeats < 1:
             raise UsageError("--shots and --repeats: at least 1")
+
+    @property
+    def makes_split(self) -> bool:
+        """Whether a split is to be made here, whatever the store has recorded."""
+        return (self.n_folds, self.test_size, self.leave_out) != (None, None, None)
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class Question:
         return self.splits[0]
 
 
-def ask(store: FeatureStore, wish: Wish, rows: np.ndarray | None = None) -> Question:
+def ask(store: AnyRows, wish: Wish, rows: np.ndarray | None = None) -> Question:
     """Return what is asked of a store, or of some rows of its samples.
 
     Raises:
@@ -113,17 +118,30 @@ def ask(store: FeatureStore, wish: Wish, rows: np.ndarray | None = None) -> Ques
     if not len(samples):
         raise DataError(f"{store.path}: no sample has features")
     columns = [c for c in samples.columns if c != "id"]
-    asked = wish.what_if.target(samples, wish.target or _only_label(store), ordinal=wish.metric == "quadratic_kappa")
-    group_col = store.roles["group"] if wish.group is None else (None if wish.group == "none" else wish.group)
-    named = [("--group", group_col), ("--split-col", wish.split_col), ("--leave-out", wish.leave_out)]
-    for flag, column in (*named, *(("--subgroup", column) for column in wish.subgroups)):
+    target = wish.target or _only_label(store)
+    bag = None if isinstance(store, Bags) else store.roles.get("bag")
+    group_col = (store.roles["group"] or bag) if wish.group is None else (None if wish.group == "none" else wish.group)
+    given = store.roles["split"] if not wish.makes_split else None
+    named = [
+        ("--group", group_col),
+        ("--split-col", wish.split_col or given),
+        ("--leave-out", wish.leave_out),
+        *(("--subgroup", column) for column in wish.subgroups),
+    ]
+    if isinstance(store, Bags):
+        store.check("--target", target_columns(store.store.manifest, target))
+        for flag, column in named:
+            store.check(flag, () if column is None else (column,))
+    asked = wish.what_if.target(samples, target, ordinal=wish.metric == "quadratic_kappa")
+    for flag, column in named:
         if column is not None and column not in columns:
             raise UsageError(f"{flag} {column}: no such column; there are: {', '.join(columns)}")
     groups = None if group_col is None else _group_names(samples[group_col].to_numpy(), asked.rows)
     digests = store.image_digests() if rows is None else store.image_digests()[rows]
     codes = image_codes(digests[asked.rows])
-    together = joined(groups, codes)
-    split_col = wish.split_col or store.roles["split"]
+    parts = None if bag is None else np.unique(samples[bag].to_numpy(dtype=str)[asked.rows], return_inverse=True)[1]
+    together = joined(groups if parts is None else joined(groups, parts), codes)
+    split_col = wish.split_col or given
     if wish.n_folds is not None:
         split = fold_split(asked.y, together, wish.n_folds, wish.seed)
     elif wish.test_size is not None:
@@ -134,6 +152,8 @@ def ask(store: FeatureStore, wish: Wish, rows: np.ndarray | None = None) -> Ques
         split = given_split(list(samples[split_col].iloc[asked.rows]), split_col, groups)
     else:
         split = fold_split(asked.y, together, min(DEFAULT_FOLDS, n_groups(together, len(asked.y))), wish.seed)
+    if isinstance(store, Bags):  # bags of another column are other samples, not to be ranked with these
+        split = replace(split, name=f"{split.name}, by {store.by}")
     split = wish.what_if.split(split, samples, asked.rows)
     split, notes = without_shared_images(split, codes, samples["id"].to_numpy()[asked.rows], wish.duplicates)
     primary = wish.metric or primary_metric(asked.task)
@@ -172,7 +192,7 @@ def with_shots(question: Question, wish: Wish) -> list[Question]:
 
 
 def controls(
-    store: FeatureStore, features: Features, question: Question, wish: Wish, named: Sequence[str]
+    store: AnyRows, features: Features, question: Question, wish: Wish, named: Sequence[str]
 ) -> list[tuple[Features, Question]]:
     """Return what is probed for comparison: the features with shuffled labels, and what is known without an encoder.
 
@@ -195,6 +215,7 @@ def controls(
         *question.target.columns,
         *store.roles["labels"],
         store.roles["split"],
+        store.roles.get("bag"),
         question.group,
         wish.split_col,
         wish.leave_out,
@@ -206,7 +227,7 @@ def controls(
     return found
 
 
-def _only_label(store: FeatureStore) -> str:
+def _only_label(store: AnyRows) -> str:
     labels = [str(name) for name in store.roles["labels"]]
     if len(labels) == 1:
         return labels[0]

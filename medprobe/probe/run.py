@@ -15,9 +15,10 @@ from sklearn.exceptions import ConvergenceWarning
 
 from medprobe.errors import UsageError
 from medprobe.predictions import Predictions
+from medprobe.probe.bags import EVERY, AnyRows, Bags, bags_of, pooled_name
 from medprobe.probe.bootstrap import intervals
 from medprobe.probe.families import ATTENTIVE, DEFAULT_FAMILIES, Family, attentive_family, family
-from medprobe.probe.features import TOKENS, Features, features_of
+from medprobe.probe.features import AUTO, TOKENS, Features, features_of
 from medprobe.probe.leaks import near_duplicates
 from medprobe.probe.metrics import Scorer
 from medprobe.probe.presets import preset_of
@@ -78,6 +79,8 @@ def probe(
     pca: float | None = None,
     subgroups: Sequence[str] = (),
     preset: str | None = None,
+    pool: str | None = None,
+    pool_by: str | None = None,
     duplicates: str = "error",
     controls: bool = False,
     control_cols: Sequence[str] = (),
@@ -118,6 +121,9 @@ def probe(
         pca: Number of principal components to keep, or share of the variance; found on the rows that are fitted to.
         subgroups: Columns by whose values the tested images are reported, too; numbers in quarters.
         preset: Published protocol to follow instead of medprobe's own; see :mod:`medprobe.probe.presets`.
+        pool: How the slices of a volume become one vector: ``mean`` (the default), ``max``, ``mean+max``, or ``auto``, which
+            chooses like a setting.
+        pool_by: Column whose rows are one sample: the recorded one (of volumes) by default, ``"none"`` for each row by itself.
         duplicates: What to do about a picture on two sides of a given split: ``error``, ``drop`` it from training, or
             ``keep`` it. Splits that are made here keep equal pictures together.
         controls: Also probe what has to be beaten: shuffled labels, the images' size and brightness, and columns of the
@@ -150,9 +156,9 @@ def probe(
     splitting = (split_col, n_folds, test_size, leave_out)
     wish = Wish(target, metric, group, *splitting, what_if, shots, repeats, subgroups, duplicates, seed)
     reporting = _Settings(n_resamples, level, seed)
-    beside = [_opened(store, partial) for store in concat]
+    beside = [_opened(store, partial, pool, pool_by) for store in concat]
     results = Results()
-    for i, store in enumerate(_opened(store, partial) for store in several):
+    for i, store in enumerate(_opened(store, partial, pool, pool_by) for store in several):
         features = features_of([store, *beside], view)
         question = ask(store, wish, features.rows if beside else None)
         if protocol is not None:
@@ -164,7 +170,7 @@ def probe(
         asked = with_shots(question, wish)
         trials = [Trial(each, features, q, pca) for q in asked for each in families]
         if ATTENTIVE in probes:
-            trials += [Trial(*_attentive(store, features), q) for q in asked]
+            trials += [Trial(*_attentive(store, features, view), q) for q in asked]
         if (controls or control_cols) and i == 0:
             known = control_trials(store, features, question, wish, control_cols)
             trials += [
@@ -187,25 +193,29 @@ def probe(
     return results
 
 
-def _attentive(store: FeatureStore, features: Features) -> tuple[Family, Features]:
-    """Return the attentive probe of a store, and its patch tokens of the same rows."""
-    if TOKENS not in store.views:
+def _attentive(store: AnyRows, features: Features, view: str | None) -> tuple[Family, Features]:
+    """Return the attentive probe of a store, and what it attends over: patch tokens of the rows, or the rows of bags."""
+    if isinstance(store, Bags):
+        name = store.plan.default_view if view in {None, AUTO} else str(view)
+        kept, width, named = store.features(pooled_name(name, EVERY)), store.store.views[name], pooled_name(name, EVERY)
+    elif TOKENS in store.views:
+        kept, named = store.features(TOKENS, dtype=None), TOKENS  # as they are stored: they are large
+        width = store.views["mean" if "mean" in store.views else store.plan.default_view]
+    else:
         raise UsageError(f"--probe {ATTENTIVE}: {store.path.name} holds no patch tokens (medprobe embed --tokens)")
-    kept = store.features(TOKENS, dtype=None)[features.rows]  # as they are stored: they are large
-    width = store.views["mean" if "mean" in store.views else store.plan.default_view]
     tokens = replace(
         features,
         encoder=store.encoder,
-        view=TOKENS,
+        view=named,
         fingerprint=store.plan.fingerprint,
-        views={TOKENS: kept},
-        parts={TOKENS: (TOKENS,)},
+        views={named: kept[features.rows]},
+        parts={named: (named,)},
     )
-    return attentive_family(store.views[TOKENS] // width), tokens
+    return attentive_family(kept.shape[1] // width, ragged=isinstance(store, Bags)), tokens
 
 
-def _opened(store: AnyStore, partial: bool) -> FeatureStore:
-    return store if isinstance(store, FeatureStore) else open_store(store, partial=partial)
+def _opened(store: AnyStore, partial: bool, pool: str | None, by: str | None) -> AnyRows:
+    return bags_of(store if isinstance(store, FeatureStore) else open_store(store, partial=partial), pool, by)
 
 
 def _run(

@@ -55,6 +55,7 @@ class SavedProbe:
         settings: That were chosen.
         notes: What it was fitted to and how it did; JSON types.
         n_features: Width of its input.
+        bag: The column whose rows are one sample, empty where each is one by itself; the views' names say how they are pooled.
 
     """
 
@@ -69,6 +70,7 @@ class SavedProbe:
     settings: dict[str, Any]
     notes: dict[str, Any]
     n_features: int
+    bag: str = ""
 
 
 def save_probe(probe: SavedProbe, path: str | os.PathLike[str]) -> Path:

@@ -62,7 +62,7 @@ def target_of(samples: pd.DataFrame, name: str, *, ordinal: bool = False, uncert
     """
     if uncertain is not None and uncertain not in UNCERTAIN:
         raise UsageError(f"--uncertain {uncertain}: one of {', '.join(UNCERTAIN)}")
-    columns = _columns(samples, name)
+    columns = target_columns(samples, name)
     if uncertain is not None:
         samples = samples.assign(**{column: _settled(samples[column], uncertain) for column in columns})
     if uncertain == STUDY:
@@ -99,7 +99,13 @@ def target_of(samples: pd.DataFrame, name: str, *, ordinal: bool = False, uncert
     )
 
 
-def _columns(samples: pd.DataFrame, name: str) -> list[str]:
+def target_columns(samples: pd.DataFrame, name: str) -> list[str]:
+    """Return the columns that the name of a target stands for.
+
+    Raises:
+        UsageError: There are none.
+
+    """
     known = [c for c in samples.columns if c != "id"]
     if name in known:
         return [name]
