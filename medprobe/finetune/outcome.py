@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from medprobe.encoders.base import Encoder
 from medprobe.errors import UsageError
 from medprobe.finetune.checkpoint import FILE, whole
+from medprobe.finetune.curves import write_curves
 from medprobe.finetune.heads import Network
 from medprobe.finetune.lora import merge_adapters
 
@@ -55,13 +56,8 @@ def write_history(history: Sequence[Mapping[str, float]], folder: Path) -> None:
         writer = csv.DictWriter(file, list(history[0]))
         writer.writeheader()
         writer.writerows(history)
-    from medprobe.finetune.curves import curves
-    from medprobe.report.style import save
-
     try:
-        chart = curves(history)
-        for suffix in (".svg", ".png"):
-            save(chart, folder / f"curves{suffix}")
+        write_curves(history, folder)
     except UsageError as error:
         log.info("no figure of the loss: %s", error)
 
