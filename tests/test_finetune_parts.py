@@ -25,7 +25,7 @@ from medprobe.finetune.recipe import Recipe, Schedule, recipe_of
 
 
 def test_the_preset_is_the_study() -> None:
-    """Values of the released params.json: optimiser, batch, clip, epochs, augmentation, loader, and no schedule but warm-up."""
+    """Values of the released params.json: optimiser, batch, clip, epochs, augmentation; no schedule but warm-up."""
     study = recipe_of("huix2024")
     assert study.lrs == (1e-4,)
     assert study.weight_decay == 1e-5

@@ -212,7 +212,7 @@ def _state_of_tower(weights: str | None) -> dict[str, torch.Tensor]:
     if file.suffix != ".safetensors" or not file.is_file() or (file.parent / "config.json").is_file():
         return {}
     state = state_dict_of(read_checkpoint(file))
-    return state if state and all(key.startswith(("vision.", "projection.")) for key in state) else {}
+    return state if state and all(key.startswith(("vision.", "projection.", "_norm.")) for key in state) else {}
 
 
 def _folder(spec: Spec, repo: str, revision: str | None, weights: str | None) -> Path:
