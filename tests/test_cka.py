@@ -55,7 +55,7 @@ def test_what_it_is_blind_to_and_what_not() -> None:
     K, L = ((Z - Z.mean(axis=0)) @ (Z - Z.mean(axis=0)).T for Z in (X, Y))
     assert (K * L).sum() / np.sqrt((K * K).sum() * (L * L).sum()) > 0.9
     assert abs(linear_cka(X, Y)) < 0.1
-    assert np.isnan(linear_cka(X, np.ones((300, 3))))
+    assert np.isnan(linear_cka(X, np.ones((50, 3))))
 
 
 def test_stores_are_joined_by_id_and_blocks_come_one_by_one(tmp_path: Path) -> None:

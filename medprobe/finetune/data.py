@@ -55,21 +55,22 @@ class ReadImages:
                 f"--memory: the images of {manifest.images.path.name} need {n_bytes / 1e9:.1f} GB at {geometry.size}, and an "
                 ".npz file can only be read from its beginning: allow as much, or unpack it into files"
             )
-        readable, digests, pixels, reasons = [], [], [], []
+        self._pixels = np.empty((len(manifest), *geometry.size, 3), np.uint8) if self.in_memory else None
+        readable, digests, reasons, at = [], [], [], 0
         rows = range(len(manifest))
         chunks = ([manifest.images.payload(row) for row in rows[i : i + CHUNK]] for i in range(0, len(rows), CHUNK))
         for decoded in decoder.run(chunks, [geometry]):
             readable.append(decoded.readable)
             digests.append(decoded.digests)
             reasons += decoded.reasons
-            if self.in_memory:
-                pixels.append(decoded.pixels[0])
+            if self._pixels is not None:
+                self._pixels[at + np.flatnonzero(decoded.readable)] = decoded.pixels[0]
+            at += len(decoded.readable)
         kept = np.concatenate(readable)
         if not kept.any():
             raise DataError(f"none of the {len(manifest)} images can be read (the first one: {reasons[0]})")
         self.rows = np.flatnonzero(kept)
         self._digests = np.concatenate(digests)[kept]
-        self._pixels = np.concatenate(pixels) if self.in_memory else None
         # As a store holds them, so that a question to either is about the same values.
         columns = {str(name): storable(manifest.samples[name]) for name in manifest.samples.columns}
         everything = pd.DataFrame(columns)
@@ -93,7 +94,7 @@ class ReadImages:
 
         """
         if self._pixels is not None:
-            image: np.ndarray = self._pixels[row]
+            image: np.ndarray = self._pixels[self.rows[row]]
             return image
         decoded = decode([self._images.payload(int(self.rows[row]))], [self._geometry])
         if not decoded.readable[0]:

@@ -219,12 +219,26 @@ def finetune(
         if out is None:
             raise UsageError("--tensorboard: goes with a folder to write to (--out)")
         tensorboard_writer()
-    is_manifest = isinstance(data, Manifest)
-    manifest = data if isinstance(data, Manifest) else read_manifest(
-        data, path_col=path_col, label_cols=label_cols, group_col=group_col, split_col=split_col, keep_cols=keep_cols,
-        dataset=dataset, labels=labels, labels_key=labels_key, tags=tags, keep_ids=keep_ids, frames=frames,
-        box_cols=box_cols, mask_col=mask_col,
-    )  # fmt: skip
+    manifest = (
+        _with_roles(data, group_col, split_col)
+        if isinstance(data, Manifest)
+        else read_manifest(
+            data,
+            path_col=path_col,
+            label_cols=label_cols,
+            group_col=group_col,
+            split_col=split_col,
+            keep_cols=keep_cols,
+            dataset=dataset,
+            labels=labels,
+            labels_key=labels_key,
+            tags=tags,
+            keep_ids=keep_ids,
+            frames=frames,
+            box_cols=box_cols,
+            mask_col=mask_col,
+        )
+    )
     manifest = manifest.head(limit)
     for note in manifest.notes:
         log.info("%s", note)
@@ -240,11 +254,9 @@ def finetune(
     if len(images.failures) > (allowed := failure_limit(max_failures, len(manifest))):
         raise DataError(f"more images than the {allowed} that --max-failures allows: {'; '.join(images.notes)}")
     what_if = WhatIf(where, train_where, test_where, tuple(relabel), uncertain, label_noise)
-    splitting = (split_col if is_manifest else None, n_folds, test_size, leave_out)
     wish = Wish(
-        target, metric, group_col if is_manifest and group is None else group, *splitting, what_if, shots, repeats,
-        subgroups, duplicates, seed,
-    )  # fmt: skip
+        target, metric, group, None, n_folds, test_size, leave_out, what_if, shots, repeats, subgroups, duplicates, seed
+    )
     question = ask(images, wish)
     question = replace(question, notes=question.notes + images.notes)
     if preset:
@@ -301,6 +313,19 @@ def _accelerator(device: str, precision: str, preset: str | None) -> tuple[Any, 
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     mixed = "no" if precision == "fp32" else precision
     return Accelerator(mixed_precision=mixed, cpu=chosen.type == "cpu"), precision
+
+
+def _with_roles(manifest: Manifest, group_col: str | None, split_col: str | None) -> Manifest:
+    """Return a manifest that has been read with the columns of patients and split that are named, or with none."""
+    for flag, column in (("--group-col", group_col), ("--split-col", split_col)):
+        if column not in {None, "none", *manifest.samples.columns}:
+            raise UsageError(f"{flag} {column}: no such column; there are: {', '.join(manifest.samples.columns)}")
+    roles = manifest.roles
+    if group_col is not None:
+        roles = replace(roles, group=None if group_col == "none" else group_col)
+    if split_col is not None:
+        roles = replace(roles, split=None if split_col == "none" else split_col)
+    return replace(manifest, roles=roles)
 
 
 def _prepare(encoder: Encoder, window: str, preset: str | None) -> None:
