@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
+import accelerate  # noqa: F401
 import numpy as np
 import pandas as pd
+import peft  # noqa: F401
 import torch
 from encoder_helpers import randomised
 from PIL import Image
@@ -16,6 +19,8 @@ from medprobe.encoders.base import Card, Encoder, Preprocess, flat_tokens
 from medprobe.images.geometry import Geometry
 
 SIZE = 32
+
+gc.freeze()  # every training ends with a collection, which need not look at what the imports have left
 
 
 class TinyNetwork(nn.Module):

@@ -69,7 +69,7 @@ def test_every_mode_learns_32_images_by_heart(name: str, tmp_path: Path, tiny_de
     encoder = TinyEncoder()
     before = state_of(encoder.module)
     rows = finetune(
-        manifest, encoder, "label", group_col="none", duplicates="keep", metric="accuracy", patience=0, epochs=40,
+        manifest, encoder, "label", group_col="none", duplicates="keep", metric="accuracy", patience=0, epochs=25,
         batch_size=16, lr=0.05 if name == "linear" else 1e-2, warmup_epochs=1, seed=1, **how, **QUICK,
     )  # fmt: skip
     assert rows[0].probe == f"finetune-{'partial-from-1' if name == 'partial' else name}"
@@ -291,7 +291,9 @@ def test_the_rate_is_chosen_on_validation_images(data: Path, tmp_path: Path) -> 
     )
     assert set(map(float, kept["scores"])) == {1e-7, 3e-2}
     with pytest.raises(DataError, match="none of the rates"):
-        finetune(data, TinyEncoder(), "label", lr=[9.0, 10.0], clip=0, epochs=1, weight_decay=1e30, **QUICK)
+        finetune(
+            data, TinyEncoder(), "label", lr=[9.0, 10.0], lr_epochs=2, clip=0, epochs=1, weight_decay=1e30, **QUICK
+        )
 
 
 def test_a_training_that_diverges_says_so(data: Path) -> None:
