@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medprobe.embed.run import embed
+    from medprobe.finetune.run import finetune
     from medprobe.manifest import read_manifest
     from medprobe.probe.compare import compare
     from medprobe.probe.deploy import predict
@@ -24,6 +25,7 @@ __all__ = [
     "check",
     "compare",
     "embed",
+    "finetune",
     "open_store",
     "predict",
     "probe",
@@ -43,7 +45,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"embed", "probe"}:
+    if name in {"embed", "finetune", "probe"}:
         return import_module(f"{__name__}.{name}")  # packages that are called like functions
     if name not in _HOME:
         raise AttributeError(f"module 'medprobe' has no attribute {name!r}")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from medprobe.commands import about, check, data, embed, probe, report, results, stores
+from medprobe.commands import about, check, cka, data, embed, finetune, probe, report, results, stores
 from medprobe.commands.options import FAILED, INTERRUPTED, USAGE
 from medprobe.errors import MedprobeError, UsageError
 
@@ -66,12 +66,14 @@ for command in (
     check.check,
     embed.embed,
     probe.probe,
+    finetune.finetune,
     results.compare,
     results.predict,
     report.report,
     stores.info,
     stores.verify,
     stores.export,
+    cka.cka,
     data.data,
     about.models,
     about.doctor,

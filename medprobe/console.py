@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from medprobe.doctor import Check
     from medprobe.embed.pipeline import Progress
     from medprobe.encoders.catalogue import Entry
+    from medprobe.finetune.trainings import Progress as Training
     from medprobe.store import FeatureStore
 
 _PLAIN_WIDTH = 150
@@ -94,6 +95,54 @@ class ProgressLine:
         self._bar.update(
             self._task, completed=progress.done, rate=progress.done / seconds, failed=failed, shares=shares
         )
+
+
+class TrainingLine:
+    """Progress of a fine-tuning: a bar of the epoch on a terminal, a line an epoch elsewhere."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> TrainingLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, progress: Training) -> None:
+        """Show how far the training has come."""
+        if self._quiet:
+            return
+        course = progress.course
+        last = course.history[-1] if course.history else {}
+        found = "".join(
+            f", {name} {value:.4g}" for name, value in last.items() if "loss" in name or name.startswith("val_")
+        )
+        which = f"training {progress.training} of {progress.trainings}, " if progress.trainings > 1 else ""
+        said = f"{which}rate {course.lr:.3g}, epoch {course.epoch}{found}"
+        if not sys.stderr.isatty():
+            if not progress.steps:
+                print(said, file=sys.stderr)
+            return
+        if self._bar is None:
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(said, total=None)
+        total = progress.epochs * progress.steps if progress.steps else None
+        done = {"completed": course.epoch * progress.steps + progress.step, "total": total} if total else {}
+        self._bar.update(self._task, description=said, **done)
 
 
 def print_info(store: FeatureStore, *, as_json: bool) -> None:

@@ -14,8 +14,18 @@ from medprobe.console import console
 from medprobe.results import Question, Row, ranked, subgroups
 
 if TYPE_CHECKING:
+    from medprobe.probe.cka import Alignment
     from medprobe.probe.compare import Difference, Ranks
 
+_PARAMETERS = "parameters_trained"
+# What a training took, as its settings say it.
+COSTS = {
+    _PARAMETERS: "parameters trained",
+    "images_seen": "images seen",
+    "energy_gpu_wh": "Wh of GPU",
+    "energy_cpu_wh": "Wh of CPU",
+}
+_NOT_SHOWN = {"seed", "weights", "mode", *COSTS}
 _NAME_WIDTH = 32  # an encoder of so long a name stays in one line
 
 METRIC_NAMES = {
@@ -153,6 +163,8 @@ def print_leaderboard(rows: list[Row], to: Console | None = None) -> None:
     to = to or console()
     for table in (*leaderboard_tables(rows), *curve_tables(rows), *subgroup_tables(rows)):
         to.print(table)
+    if (cost := cost_table(rows)) is not None:
+        to.print(cost)
     if any(row.is_control for row in rows):
         from medprobe.probe.controls import verdicts
 
@@ -179,16 +191,58 @@ def print_comparison(differences: Sequence[Difference], ranks: Ranks | None, to:
         to.print(ranks_table(ranks))
 
 
+def print_alignment(found: Alignment, to: Console | None = None) -> None:
+    """Print how alike the views of two encoders are."""
+    table = _table(f"Linear CKA over {found.n_images} images: {found.first} (rows), {found.second} (columns)")
+    table.add_column("")
+    for column in found.columns:
+        table.add_column(column, justify="right")
+    for name, values in zip(found.rows, found.values, strict=True):
+        _add(table, name, *("not defined" if math.isnan(value) else f"{value:.3f}" for value in values))
+    (to or console()).print(table)
+
+
+def cost_table(rows: Iterable[Row]) -> Table | None:
+    """Return a table of what each training took, beside the probes of the same questions; None where nothing was trained."""
+    primary = [row for row in rows if row.primary and not row.subgroup and not row.encoder.startswith("control: ")]
+    costs = {id(row): _cost(row.settings) for row in primary}
+    if not any(costs.values()):
+        return None
+    table = _table("What it took")
+    for column in ("encoder", "view", "probe"):
+        table.add_column(column, overflow="fold")
+    names = {name: title for name, title in COSTS.items() if any(name in cost for cost in costs.values())}
+    for title in (*names.values(), "seconds"):
+        table.add_column(title, justify="right")
+    for row in primary:
+        cost = costs[id(row)]
+        cells = ["" if name not in cost else _amount(name, cost[name]) for name in names]
+        _add(table, row.encoder, row.view, row.probe, *cells, f"{row.seconds:.1f}")
+    return table
+
+
+def _cost(settings: Any) -> dict[str, float]:
+    """Return what trainings took: the sum over folds, but for the parameters, which are the same in each."""
+    several = [settings] if isinstance(settings, Mapping) else list(settings or ())
+    return {
+        name: (max if name == _PARAMETERS else sum)(s[name] for s in several)
+        for name in COSTS
+        if several and all(name in s for s in several)
+    }
+
+
+def _amount(name: str, value: float) -> str:
+    return f"{value:.2f}" if name.endswith("_wh") else f"{value:,.0f}"
+
+
 def describe_settings(settings: Any) -> str:
     """Return settings as short text; of folds, the range of their values."""
     if isinstance(settings, Mapping):
-        return ", ".join(
-            f"{k}={_short(v)}" for k, v in settings.items() if v is not None and k not in {"seed", "weights"}
-        )
+        return ", ".join(f"{k}={_short(v)}" for k, v in settings.items() if v is not None and k not in _NOT_SHOWN)
     merged: dict[str, list[Any]] = {}
     for fold in settings:
         for key, value in fold.items():
-            if value is not None and key not in {"seed", "weights"}:
+            if value is not None and key not in _NOT_SHOWN:
                 merged.setdefault(key, []).append(value)
     return ", ".join(f"{key}={_range(values)}" for key, values in merged.items())
 

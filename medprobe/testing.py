@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch.nn import functional
 
-from medprobe.encoders.base import Card, Encoder, Preprocess, fingerprint
+from medprobe.encoders.base import TOKENS, Card, Encoder, Preprocess, fingerprint
 from medprobe.images.geometry import Geometry
 
 
@@ -158,6 +158,35 @@ class EncoderConformance:
                 scale = float(together[view].abs().max())
                 difference = float((alone[view][0] - together[view][row]).abs().max())
                 assert difference <= self.tolerance * scale, view
+
+    def test_gradients_reach_the_network(self) -> None:
+        """With gradients switched on, the default view is the same, and depends on the network's parameters."""
+        encoder = self.encoder()
+        pixels = _pixels(encoder, 2)
+        expected = encoder.encode(pixels)[encoder.default_view]
+        parameters = list(encoder.module.parameters())
+        encoder.module.requires_grad_(True)
+        try:
+            found = encoder.forward_views(pixels)[encoder.default_view].float()
+            torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-5)
+            if parameters:
+                gradients = torch.autograd.grad(found.sum(), parameters, allow_unused=True)
+                assert any(gradient is not None for gradient in gradients)
+        finally:
+            encoder.freeze()
+
+    def test_patch_tokens(self) -> None:
+        """An encoder that has patch tokens gives them one by one, all of one width."""
+        encoder = self.encoder()
+        pixels = _pixels(encoder, 2)
+        with torch.no_grad():
+            flat = encoder.forward_views(pixels).get(TOKENS)
+            if flat is None:
+                return
+            tokens = encoder.forward_tokens(pixels)
+        assert tokens.ndim == 3
+        assert tokens.shape[0] == 2
+        assert tokens.shape[1] * tokens.shape[2] == flat.shape[1]
 
     def test_input_is_left_alone(self) -> None:
         """Encoding does not write into the pixels that it is given."""

@@ -49,11 +49,11 @@ def encoder_of(family: str) -> Encoder:
         return TimmEncoder("dino/tiny", module, preprocess(64), Card(), "tiny")
     if family == "dinov2":
         module = dinov2.network(vit(14, 70, init_values=1.0), "dinov2", registers=False, **TINY)
-        return TimmEncoder("dinov2/tiny", module, preprocess(56), Card(), "tiny")
+        return dinov2.DinoV2Encoder("dinov2/tiny", module, preprocess(56), Card(), "tiny")
     if family == "dinov2-reg":
         state = vit(14, 70, init_values=1.0, reg_tokens=4, no_embed_class=True)
         module = dinov2.network(state, "dinov2", registers=True, **TINY)
-        return TimmEncoder("dinov2/tiny-reg", module, preprocess(56), Card(), "tiny")
+        return dinov2.DinoV2Encoder("dinov2/tiny-reg", module, preprocess(56), Card(), "tiny")
     if family == "dinov3":
         arch = "vit_small_patch16_dinov3_qkvb"
         state = randomised(timm.create_model(arch, num_classes=0, **TINY)).state_dict()

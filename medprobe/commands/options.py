@@ -58,3 +58,21 @@ def number(flag: str, text: str) -> int | None:
     if not text.isdigit():
         raise UsageError(f"{flag} {text}: a number, or auto")
     return int(text)
+
+
+def numbers(flag: str, text: str) -> tuple[int, ...]:
+    """Return the numbers of an option that is a list."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{flag} {text}: numbers such as 1,5,10") from None
+
+
+def rates(text: str | None) -> str | tuple[float, ...] | None:
+    """Return the learning rates that are named, or ``auto``."""
+    if text is None or text == "auto":
+        return text
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--lr {text}: a rate such as 1e-4, several, or auto") from None

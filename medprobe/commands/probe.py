@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medprobe.commands.options import Json, Partial
-from medprobe.errors import UsageError
+from medprobe.commands.options import Json, Partial, numbers
 
 _WHO = "Who is trained on, and who is tested on"
 _WHAT = "What if"
@@ -158,7 +157,7 @@ def probe(
         relabel=relabel or (),
         uncertain=uncertain,
         label_noise=label_noise,
-        shots=() if shots is None else _numbers("--shots", shots),
+        shots=() if shots is None else numbers("--shots", shots),
         repeats=repeats,
         concat=concat or (),
         pca=pca,
@@ -184,10 +183,3 @@ def probe(
         from medprobe.leaderboard import print_leaderboard
 
         print_leaderboard(rows)
-
-
-def _numbers(flag: str, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"{flag} {text}: numbers such as 1,5,10") from None

@@ -18,6 +18,24 @@ from medprobe.images.raster import COLOUR_RULE
 
 TOKENS = "tokens"
 
+# Where networks keep the blocks that they are a sequence of; the first name that a network has is taken.
+_BLOCKS = (
+    "blocks",
+    "transformer.resblocks",
+    "trunk.blocks",
+    "trunk.trunk.blocks",
+    "trunk.stages",
+    "layers",
+    "stages",
+    "vision.encoder.layer",
+    "vision.encoder.layers",
+    "vision.encoder.stages",
+    "vision.layer",
+    "vision.layers",
+    "vision.model.layer",
+)
+_RESNET_BLOCKS = ("layer1", "layer2", "layer3", "layer4")
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -69,7 +87,8 @@ class Encoder(abc.ABC):
     """A frozen network that turns normalised pixels into one or more vectors (views) an image.
 
     A subclass sets the attributes below and writes :meth:`forward_views`; everything else is shared. It may return more
-    than ``views`` names: of a transformer, ``tokens`` (:func:`flat_tokens`), which is kept on request only.
+    than ``views`` names: of a transformer, ``tokens`` (:func:`flat_tokens`), which is kept on request only. Gradients
+    flow through :meth:`forward_views` and :meth:`forward_tokens` where they are switched on, as fine-tuning does.
 
     Attributes:
         name: The name that a user types, such as ``dinov2/vitb14``.
@@ -121,6 +140,34 @@ class Encoder(abc.ABC):
             raise UsageError(f"--tokens: {self.name} has no patch tokens")
         self.views = {**self.views, TOKENS: int(found.shape[1])}
         return self
+
+    def forward_tokens(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return patch tokens (B, patches, width) of normalised pixels, for a network that goes on from them.
+
+        Raises:
+            UsageError: The network has none.
+
+        """
+        views = self.forward_views(pixels)
+        if TOKENS not in views:
+            raise UsageError(f"{self.name} has no patch tokens")
+        width = self.views["mean" if "mean" in self.views else self.default_view]
+        return views[TOKENS].reshape(len(pixels), -1, width)
+
+    def blocks(self) -> list[torch.nn.Module]:
+        """Return the blocks that the network is a sequence of, the first one first; none where they are not known."""
+        for path in _BLOCKS:
+            try:
+                found = self.module.get_submodule(path)
+            except AttributeError:
+                continue
+            return list(found.children())
+        children = dict(self.module.named_children())
+        return [children[name] for name in _RESNET_BLOCKS if name in children]
+
+    def released_state(self) -> dict[str, torch.Tensor]:
+        """Return the network's weights with the keys of its family's released files, as ``--weights`` takes them."""
+        return dict(self.module.state_dict())
 
     @property
     def dtype(self) -> torch.dtype:

@@ -52,6 +52,11 @@ class BlipEncoder(TimmEncoder):
             views["projected"] = self._model.vision_proj(tokens[:, 0])
         return views
 
+    def released_state(self) -> dict[str, torch.Tensor]:
+        """Return image encoder and projection with the keys of Salesforce's files."""
+        state = super().released_state()
+        return {k if k.startswith("vision_proj.") else f"visual_encoder.{k}": value for k, value in state.items()}
+
 
 def load(spec: Spec, options: LoadOptions) -> BlipEncoder:
     """Return BLIP's image encoder; the text model and the momentum copy of a checkpoint are left out."""

@@ -47,7 +47,18 @@ _CARD = Card(
 )
 
 
-def load(spec: Spec, options: LoadOptions) -> TimmEncoder:
+class DinoV2Encoder(TimmEncoder):
+    """DINOv2, whose patch tokens are handed on as they leave the last block, before the final norm."""
+
+    def forward_tokens(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the patch tokens (B, patches, width) of the last block."""
+        last: list[torch.Tensor] = self._model.forward_intermediates(
+            pixels, indices=1, norm=False, output_fmt="NLC", intermediates_only=True
+        )
+        return last[0]
+
+
+def load(spec: Spec, options: LoadOptions) -> DinoV2Encoder:
     """Return a DINOv2 encoder from the official file, timm's or Hugging Face's conversion.
 
     All three give the features of the official code, which resizes its position table in its own way.
@@ -67,7 +78,7 @@ def load(spec: Spec, options: LoadOptions) -> TimmEncoder:
         interpolation="bicubic",
         exact_decode=options.exact_decode,
     )
-    return TimmEncoder(
+    return DinoV2Encoder(
         str(spec),
         module,
         Preprocess(geometry, IMAGENET_MEAN, IMAGENET_STD),

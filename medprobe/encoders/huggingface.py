@@ -15,6 +15,7 @@ from medprobe.encoders.hub import hub_folder
 from medprobe.encoders.processor import preprocess_of
 from medprobe.encoders.registry import Spec
 from medprobe.encoders.timm import N_BLOCKS, evenly_spaced
+from medprobe.encoders.weights import load_strictly, read_checkpoint, state_dict_of
 from medprobe.errors import DataError, UsageError
 
 
@@ -192,14 +193,26 @@ def load(spec: Spec, options: LoadOptions) -> HuggingFaceEncoder:
     alias = ALIASES.get(spec.name)
     repo = alias.repo if alias else spec.name
     revision = spec.tag or (alias.revision if alias else None)
-    folder = _folder(spec, repo, revision, options.weights)
+    tuned = _state_of_tower(options.weights)
+    folder = _folder(spec, repo, revision, None if tuned else options.weights)
     preprocess = preprocess_of(folder, str(spec), options)
     module = _tower(folder, str(spec), preprocess.geometry.size)
+    if tuned:
+        load_strictly(module, tuned, str(spec))
     architecture = f"transformers:{type(module.vision).__name__}"
     if module._options:
         architecture += "; position table resized by transformers"
     url = "" if Path(repo).is_dir() else f"https://huggingface.co/{repo}"
     return HuggingFaceEncoder(str(spec), module, preprocess, alias.card if alias else Card(url=url), architecture)
+
+
+def _state_of_tower(weights: str | None) -> dict[str, torch.Tensor]:
+    """Return the state of a :class:`Tower` that a file by itself holds, as fine-tuning writes it; else nothing."""
+    file = Path(weights or "")
+    if file.suffix != ".safetensors" or not file.is_file() or (file.parent / "config.json").is_file():
+        return {}
+    state = state_dict_of(read_checkpoint(file))
+    return state if state and all(key.startswith(("vision.", "projection.", "_norm.")) for key in state) else {}
 
 
 def _folder(spec: Spec, repo: str, revision: str | None, weights: str | None) -> Path:

@@ -98,6 +98,17 @@ class OpenClipEncoder(Encoder):
             views["blocks"] = torch.cat([part for x in normed for part in (x[:, 0], x[:, 1:].mean(dim=1))], dim=1)
         return views
 
+    def forward_tokens(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return patch tokens (B, patches, width); of OpenCLIP's own transformers, those before the final norm."""
+        if not hasattr(self._tower, "transformer"):
+            return super().forward_tokens(pixels)
+        tokens: torch.Tensor = self._tower.transformer(self._tower._embeds(pixels))
+        return tokens[:, 1:]
+
+    def released_state(self) -> dict[str, torch.Tensor]:
+        """Return the tower's weights with the keys of a whole model."""
+        return {f"visual.{key}": value for key, value in super().released_state().items()}
+
     def _views_of_timm(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         trunk, head = self._tower.trunk, self._tower.head
         features, token = token_views(trunk, pixels)

@@ -106,9 +106,7 @@ def load(spec: Spec, options: LoadOptions) -> SamEncoder:
     if size > NATIVE:
         raise UsageError(f"--image-size {size}: {spec} takes up to {NATIVE}")
     state = state_dict_of(read_checkpoint(options.weights or _official_file(spec)))
-    module = network(state, str(spec), **SIZES[spec.name])
-    if spec.tag == HUIX2024:
-        resize_relative_tables_to_nearest(module, size // PATCH)
+    module = network(state, str(spec), nearest=size // PATCH if spec.tag else None, **SIZES[spec.name])
     return SamEncoder(
         str(spec),
         module,
@@ -118,21 +116,31 @@ def load(spec: Spec, options: LoadOptions) -> SamEncoder:
     )
 
 
-def network(state: State, what: str, **config: int) -> SamViT:
-    """Return the network of ``config`` with the image encoder of an official checkpoint, timm's or Hugging Face's."""
+def network(state: State, what: str, *, nearest: int | None = None, **config: int) -> SamViT:
+    """Return the network of ``config`` with the image encoder of an official checkpoint, timm's or Hugging Face's.
+
+    With ``nearest``, its relative position tables are for so many patches a side, of the nearest values.
+    """
     module = SamViT(**config)
-    load_strictly(module, timm_layout(state), what, found=state)
+    own = timm_layout(state)
+    if nearest is not None:
+        _resize_relative_tables_to_nearest(module, own, nearest)
+    load_strictly(module, own, what, found=state)
     return module
 
 
-def resize_relative_tables_to_nearest(module: SamViT, side: int) -> None:
-    """Resize the relative position tables of the blocks with global attention, in place, for ``side`` patches a side."""
+def _resize_relative_tables_to_nearest(module: SamViT, state: State, side: int) -> None:
+    """Resize the relative position tables of the blocks with global attention, in place, in a network and its state."""
     blocks: Any = module.blocks
-    for block in (blocks[i] for i in evenly_spaced(len(blocks))):
+    for i in evenly_spaced(len(blocks)):
         for name in ("rel_pos_h", "rel_pos_w"):
-            table = getattr(block.attn, name)
-            resized = functional.interpolate(table.T[None], size=2 * side - 1, mode="nearest")
-            setattr(block.attn, name, nn.Parameter(resized[0].T.contiguous()))
+            key = f"blocks.{i}.attn.{name}"
+            if key in state:  # else loading says what is missing
+                resized = functional.interpolate(state[key].T[None], size=2 * side - 1, mode="nearest")[
+                    0
+                ].T.contiguous()
+                setattr(blocks[i].attn, name, nn.Parameter(torch.empty_like(resized)))
+                state[key] = resized
 
 
 _TO_TIMM = (

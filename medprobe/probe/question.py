@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 
 from medprobe.errors import DataError, UsageError
 from medprobe.probe.bags import AnyRows, Bags
@@ -106,8 +109,27 @@ class Question:
         return self.splits[0]
 
 
-def ask(store: AnyRows, wish: Wish, rows: np.ndarray | None = None) -> Question:
-    """Return what is asked of a store, or of some rows of its samples.
+class Asked(Protocol):
+    """What a question is asked of: a feature store, or anything else that knows samples and their images."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is, for messages."""
+
+    @property
+    def samples(self) -> pd.DataFrame:
+        """The samples that can take part."""
+
+    @property
+    def roles(self) -> Mapping[str, Any]:
+        """Columns that are ``labels``, the ``group`` and the ``split``, and the name of the ``data``."""
+
+    def image_digests(self) -> np.ndarray:
+        """Return the digest of each sample's image, uint8 (n, 16)."""
+
+
+def ask(store: Asked, wish: Wish, rows: np.ndarray | None = None) -> Question:
+    """Return what is asked of a store (or the like), or of some rows of its samples.
 
     Raises:
         UsageError: A column or number of the wish cannot work.
@@ -227,13 +249,13 @@ def controls(
     return found
 
 
-def _only_label(store: AnyRows) -> str:
+def _only_label(store: Asked) -> str:
     labels = [str(name) for name in store.roles["labels"]]
     if len(labels) == 1:
         return labels[0]
     if labels and all(name.startswith("label_") for name in labels):
         return "label"
-    columns = ", ".join(c for c in store.manifest.columns if c != "id")
+    columns = ", ".join(c for c in store.samples.columns if c != "id")
     raise UsageError(f"--target: name the column to predict; {store.path.name} has: {columns}")
 
 

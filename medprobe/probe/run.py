@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,18 +15,15 @@ from sklearn.exceptions import ConvergenceWarning
 
 from medprobe.errors import UsageError
 from medprobe.predictions import Predictions
+from medprobe.probe.answers import Answer, Reporting, reported
 from medprobe.probe.bags import EVERY, AnyRows, Bags, bags_of, pooled_name
-from medprobe.probe.bootstrap import intervals
 from medprobe.probe.families import ATTENTIVE, DEFAULT_FAMILIES, Family, attentive_family, family
 from medprobe.probe.features import AUTO, TOKENS, Features, features_of
 from medprobe.probe.leaks import near_duplicates
-from medprobe.probe.metrics import Scorer
 from medprobe.probe.presets import preset_of
 from medprobe.probe.question import Question, Wish, ask, with_shots
 from medprobe.probe.question import controls as control_trials
 from medprobe.probe.selection import Fitted, fit_part
-from medprobe.probe.splits import n_groups
-from medprobe.probe.targets import Floats
 from medprobe.probe.whatif import WhatIf
 from medprobe.results import Results, Row
 from medprobe.store import FeatureStore, open_store
@@ -44,15 +41,6 @@ class Trial:
     features: Features
     question: Question
     pca: float | None = None
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """How results are made sure of and reported."""
-
-    n_resamples: int
-    level: float
-    seed: int
 
 
 def probe(
@@ -155,7 +143,7 @@ def probe(
     what_if = WhatIf(where, train_where, test_where, tuple(relabel), uncertain, label_noise)
     splitting = (split_col, n_folds, test_size, leave_out)
     wish = Wish(target, metric, group, *splitting, what_if, shots, repeats, subgroups, duplicates, seed)
-    reporting = _Settings(n_resamples, level, seed)
+    reporting = Reporting(n_resamples, level, seed)
     beside = [_opened(store, partial, pool, pool_by) for store in concat]
     results = Results()
     for i, store in enumerate(_opened(store, partial, pool, pool_by) for store in several):
@@ -219,25 +207,22 @@ def _opened(store: AnyStore, partial: bool, pool: str | None, by: str | None) ->
 
 
 def _run(
-    trial: Trial, ids: np.ndarray, n_failed: int, settings: _Settings
+    trial: Trial, ids: np.ndarray, n_failed: int, reporting: Reporting
 ) -> tuple[list[Row], Predictions, list[Fitted]]:
     """Return the rows of a trial, what was predicted, and the probes of the parts of its first draw."""
-    question = trial.question
+    question, features = trial.question, trial.features
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as unfinished:
         warnings.simplefilter("always", ConvergenceWarning)
         by_draw = [
-            [
-                fit_part(trial.family, trial.features.views, question, part, settings.seed, trial.pca)
-                for part in split.parts
-            ]
+            [fit_part(trial.family, features.views, question, part, reporting.seed, trial.pca) for part in split.parts]
             for split in question.splits
         ]
     proba = np.stack(
         [
             np.concatenate(
                 [
-                    fitted.proba(trial.features.views, part.test, question)
+                    fitted.proba(features.views, part.test, question)
                     for fitted, part in zip(draw, split.parts, strict=True)
                 ]
             )
@@ -247,74 +232,19 @@ def _run(
     seconds = round(time.perf_counter() - started, 3)
     notes = question.notes
     if unfinished:
-        notes += (f"{trial.features.encoder}, {trial.family.name}: {unfinished[0].message}",)
+        notes += (f"{features.encoder}, {trial.family.name}: {unfinished[0].message}",)
     chosen = [fitted.settings for draw in by_draw for fitted in draw]
-    question = replace(question, notes=notes)
-    rows = [
-        replace(row, seconds=seconds, n_failed=n_failed, settings=chosen[0] if len(chosen) == 1 else chosen)
-        for row in _rows(replace(trial, question=question), proba, settings)
-    ]
-    test, y = question.split.test, question.target.y
-    groups = (
-        np.arange(len(test)) if question.groups is None else np.unique(question.groups[test], return_inverse=True)[1]
-    )
-    classes = np.array(question.target.classes)
-    predictions = Predictions(ids[test], groups, y[test], proba, question.target.task, classes)
-    return rows, predictions, by_draw[0]
-
-
-def _rows(trial: Trial, proba: Floats, settings: _Settings) -> Iterator[Row]:
-    """Yield the rows of all tested images, then those of each subgroup, from probabilities (draws, tested rows, classes)."""
-    from medprobe import __version__
-
-    question, features = trial.question, trial.features
-    test = question.split.test
-    asked = [("", np.arange(len(test)))]
-    for column, names in question.subgroups.items():
-        asked += [(f"{column} = {name}", np.flatnonzero(names[test] == name)) for name in sorted({*names[test]} - {""})]
     learned = [part.fitted if trial.family.refit else part.train for split in question.splits for part in split.parts]
-    n_train = round(float(np.mean([len(rows) for rows in learned])))
-    for subgroup, some in asked:
-        scorers = [Scorer(question.target.task, question.target.y[test[some]], draw[some]) for draw in proba]
-        groups = None if question.groups is None else question.groups[test[some]]
-        found = intervals(scorers, question.metrics, groups, settings.n_resamples, settings.level, settings.seed)
-        for name, interval in found.items():
-            lacking = f"{interval.n_degenerate} of {interval.n_resamples} resamples lack a class"
-            yield Row(
-                encoder=features.encoder,
-                view=features.view if trial.pca is None else f"{features.view}, PCA {trial.pca:g}",
-                probe=trial.family.name,
-                target=question.target.name,
-                task=question.target.task,
-                metric=name,
-                value=interval.value,
-                ci_low=interval.low,
-                ci_high=interval.high,
-                ci_level=settings.level,
-                primary=name == question.primary,
-                split=question.split.name,
-                n_images=len(some),
-                n_groups=n_groups(groups, len(some)),
-                group=question.group,
-                n_train=n_train,
-                n_failed=0,
-                settings=None,
-                seconds=0.0,
-                seed=settings.seed,
-                fingerprint=features.fingerprint,
-                medprobe=__version__,
-                notes=_notes(question, scorers[0]) + ((lacking,) if interval.n_degenerate else ()),
-                data=question.data,
-                shots=question.shots,
-                subgroup=subgroup,
-            )
-
-
-def _notes(question: Question, scorer: Scorer) -> tuple[str, ...]:
-    notes = list(question.notes)
-    if question.groups is None:
-        notes.append("no group column is known: every image counts as a patient of its own (--group)")
-    if scorer.left_out:
-        names = ", ".join(question.target.classes[i] for i in scorer.left_out)
-        notes.append(f"not in the tested images, so not in the averages: {names}")
-    return tuple(notes)
+    answer = Answer(
+        question=replace(question, notes=notes),
+        proba=proba,
+        encoder=features.encoder,
+        view=features.view if trial.pca is None else f"{features.view}, PCA {trial.pca:g}",
+        probe=trial.family.name,
+        fingerprint=features.fingerprint,
+        n_train=round(float(np.mean([len(rows) for rows in learned]))),
+        n_failed=n_failed,
+        settings=chosen[0] if len(chosen) == 1 else chosen,
+        seconds=seconds,
+    )
+    return *reported(answer, ids, reporting), by_draw[0]
