@@ -23,6 +23,8 @@ _DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedE
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 NATIVE = "native"  # the axis along which a volume is stored
 
+_MOST_CHANNELS = 4  # of an image; a longer last axis is the width of a volume
+
 Box = tuple[int, int, int, int]  # left, top, width and height, in pixels of the upright image
 
 
@@ -226,13 +228,15 @@ class ArrayImages:
                 shape, dtype = images._start(prefix)
             except _DAMAGE as error:
                 raise DataError(f"{path}: {_member(prefix)} is damaged, or no array") from error
-            if dtype not in (np.uint8, np.uint16) or len(shape) not in (3, 4) or 0 in shape[1:]:
+            is_volume = len(shape) == 4 and shape[3] > _MOST_CHANNELS
+            is_image = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
+            if dtype not in (np.uint8, np.uint16) or not (is_image or is_volume) or 0 in shape[1:]:
                 raise DataError(
                     f"{path}: {_member(prefix)} is {dtype}{list(shape)}; expected uint8 or uint16 of shape (n, height, "
                     "width), (n, height, width, 1), (n, height, width, 3), or of volumes (n, depth, height, width)"
                 )
             images.members.append((prefix, shape[0]))
-            images.depths.append(shape[1] if len(shape) == 4 and shape[3] not in (1, 3) else 0)
+            images.depths.append(shape[1] if is_volume else 0)
         if len(set(images.depths)) > 1:
             raise DataError(
                 f"{path}: {', '.join(map(_member, prefixes))} differ in their shape: images, or another depth"
