@@ -355,6 +355,13 @@ def test_wrong_arguments_are_named(data: Path, how: dict[str, Any], said: str) -
         finetune(data, TinyEncoder(), "label", **{**QUICK, **how})
 
 
+def test_volumes_are_refused(tmp_path: Path) -> None:
+    volumes = {"train_images": np.zeros((4, 8, 8, 8), np.uint8), "train_labels": np.array([0, 1, 0, 1])}
+    np.savez(tmp_path / "v.npz", **volumes)
+    with pytest.raises(UsageError, match="volumes: embed them"):
+        finetune(tmp_path / "v.npz", TinyEncoder(), "label", **QUICK)
+
+
 def test_the_command(data: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(
         app,

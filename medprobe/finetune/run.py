@@ -239,6 +239,8 @@ def finetune(
             mask_col=mask_col,
         )
     )
+    if manifest.roles.bag is not None:
+        raise UsageError("finetune: trains on images, and these are volumes: embed them and probe their slices")
     manifest = manifest.head(limit)
     for note in manifest.notes:
         log.info("%s", note)
