@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -135,13 +134,14 @@ class Block:
 
 
 class Writer:
-    """Writes blocks in a thread of its own, so that no forward pass waits for a disk that keeps up on average."""
+    """Writes one block while the next is encoded, in a thread of its own.
 
-    _WAITING = 2  # blocks, the one at work included: more would be memory, not speed
+    No more than one is on its way, so that a process that is killed costs that block and the unfinished one behind it.
+    """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
-        self._written: deque[Future[None]] = deque()
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> Writer:
         return self
@@ -150,22 +150,22 @@ class Writer:
         self._thread.shutdown()
 
     def put(self, block: Block) -> None:
-        """Have a complete block written; waits while too many are.
+        """Have a complete block written once the one before it is.
 
         Raises:
             DataError: A block before it could not be written.
 
         """
-        while len(self._written) >= self._WAITING:
-            self._written.popleft().result()
-        self._written.append(self._thread.submit(block.write))
+        self.check(wait=True)
+        self._writing = self._thread.submit(block.write)
 
     def check(self, *, wait: bool = False) -> None:
-        """Raise what became of a block that could not be written; with ``wait`` of all of them.
+        """Raise what became of a block that could not be written; with ``wait`` once it is.
 
         Raises:
             DataError: The disk refused.
 
         """
-        while self._written and (wait or self._written[0].done()):
-            self._written.popleft().result()
+        if self._writing is not None and (wait or self._writing.done()):
+            writing, self._writing = self._writing, None
+            writing.result()

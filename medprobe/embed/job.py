@@ -97,7 +97,11 @@ def prepare(
     if is_there and not overwrite:
         store = FeatureStore(path, partial=True)
         _check_same(store, manifest, provenance, precision, device, dtype)
-        if update and replace_samples(store, manifest.samples, _roles(manifest)):
+        try:
+            replaced = update and replace_samples(store, manifest.samples, _roles(manifest))
+        except OSError as error:
+            raise DataError(f"{path}: its table of samples could not be written: {error.strerror or error}") from error
+        if replaced:
             log.info("%s: labels and other columns brought up to date; nothing is embedded again for that", path.name)
             store = FeatureStore(path, partial=True)
         return Job(Forward(encoder, store.plan.precision, size), store)
@@ -119,14 +123,17 @@ def prepare(
     )
     if is_there:
         shutil.rmtree(path)  # only once everything that could go wrong with its successor has gone well
-    store = create_store(
-        path,
-        plan,
-        manifest.samples,
-        _roles(manifest),
-        card={**encoder.card.to_dict(), "parameters": str(encoder.n_parameters)},
-        versions=versions(),
-    )
+    try:
+        store = create_store(
+            path,
+            plan,
+            manifest.samples,
+            _roles(manifest),
+            card={**encoder.card.to_dict(), "parameters": str(encoder.n_parameters)},
+            versions=versions(),
+        )
+    except OSError as error:
+        raise DataError(f"{path} could not be made: {error.strerror or error}") from error
     if store.plan != plan:  # another process was first
         _check_same(store, manifest, provenance, precision, device, dtype)
     return Job(Forward(encoder, store.plan.precision, size), store)

@@ -47,6 +47,13 @@ class Progress:
     encoding: float = 0.0
     writing: float = 0.0
 
+    def add(self, other: Progress, workers: int) -> None:
+        """Add what one of several workers has done meanwhile."""
+        self.done += other.done
+        self.reading += other.reading / workers
+        self.encoding += other.encoding / workers
+        self.writing += other.writing / workers
+
     @contextmanager
     def spent(self, on: str) -> Iterator[None]:
         """Add the time until the end of the context to ``reading``, ``encoding`` or ``writing``."""
@@ -57,29 +64,40 @@ class Progress:
             setattr(self, on, getattr(self, on) + time.perf_counter() - started)
 
 
-def fill_blocks(
+Failures = dict[int, str]  # row and reason
+
+
+def fill_spans(
     manifest: Manifest,
     jobs: Sequence[Job],
-    to_do: Sequence[Sequence[int]],
+    spans: Sequence[Span],
     decoder: Decoder,
+    failures: Failures,
     allowed_failures: int,
+    progress: Progress,
     report: Callable[[Progress], None] | None = None,
 ) -> None:
-    """Make the blocks ``to_do[i]`` of each job's store; blocks are the same rows in stores of one block size.
+    """Make blocks of one or more stores.
+
+    Args:
+        manifest: The images.
+        jobs: Encoders and their stores.
+        spans: The blocks, in the order of their rows.
+        decoder: Reads the images.
+        failures: Of the blocks that are finished; more are added.
+        allowed_failures: Above how many to stop.
+        progress: Is kept up to date.
+        report: Called whenever it is.
 
     Raises:
         DataError: More images fail than are allowed, or the disk refuses. Committed blocks stay.
 
     """
-    spans = _spans(jobs, to_do)
-    progress = Progress(total=sum(map(len, spans)))
-    failures = _failures_before(jobs, to_do)
     with Writer() as writer:
         for block in _encoded(manifest, jobs, spans, decoder, progress):
             failures |= {failure.row: failure.reason for found in block.failures for failure in found}
             progress.failures = len(failures)
-            if len(failures) > allowed_failures:
-                raise DataError(_too_many(failures, allowed_failures, manifest))
+            check_failures(failures, allowed_failures, manifest)
             with progress.spent("writing"):
                 writer.check()
                 if block.complete:
@@ -88,20 +106,18 @@ def fill_blocks(
                 report(progress)
         with progress.spent("writing"):
             writer.check(wait=True)
-    if spans and len(failures) > allowed_failures:
-        raise DataError(_too_many(failures, allowed_failures, manifest))
 
 
-def _failures_before(jobs: Sequence[Job], to_do: Sequence[Sequence[int]]) -> dict[int, str]:
+def failures_before(jobs: Sequence[Job], to_do: Sequence[Sequence[int]]) -> Failures:
     """Return row and reason of the failures in blocks that are finished: they count, however many runs it takes."""
-    found: dict[int, str] = {}
+    found: Failures = {}
     for job, blocks in zip(jobs, to_do, strict=True):
         for index in job.store.commits.keys() - set(blocks):
             found |= {failure.row: failure.reason for failure in job.store.commits[index].failures}
     return found
 
 
-def _spans(jobs: Sequence[Job], to_do: Sequence[Sequence[int]]) -> list[Span]:
+def spans_of(jobs: Sequence[Job], to_do: Sequence[Sequence[int]]) -> list[Span]:
     """Return the blocks in the order of their rows, each once for all the jobs that want it."""
     wanted: dict[tuple[int, int], list[int]] = {}
     for i, (job, blocks) in enumerate(zip(jobs, to_do, strict=True)):
@@ -205,13 +221,21 @@ class _Queue:
         return rows, images[: len(rows)]
 
 
-def _too_many(failures: dict[int, str], allowed: int, manifest: Manifest) -> str:
+def check_failures(failures: Failures, allowed: int, manifest: Manifest) -> None:
+    """Stop when more images have failed than are allowed.
+
+    Raises:
+        DataError: They have; with the most frequent reasons.
+
+    """
+    if len(failures) <= allowed:
+        return
     reasons: dict[str, int] = {}
     for reason in failures.values():
         reasons[reason] = reasons.get(reason, 0) + 1
     listed = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items(), key=lambda item: -item[1])[:4])
     first = manifest.samples["id"].iloc[min(failures)]
-    return (
+    raise DataError(
         f"{len(failures)} images failed, more than the {allowed} that --max-failures allows: {listed} (first: {first}). "
         "Something may be wrong with the data as a whole. What was finished is kept; raise --max-failures to go on."
     )

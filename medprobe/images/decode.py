@@ -200,10 +200,10 @@ class Decoder:
             from joblib.externals.loky import ProcessPoolExecutor
 
             self._pool = ProcessPoolExecutor(
-                max_workers=self.workers, timeout=60, initializer=_follow_the_caller, initargs=(os.getpid(),)
+                max_workers=self.workers, timeout=60, initializer=follow_the_caller, initargs=(os.getpid(),)
             )
         try:
-            with _interrupts_blocked():
+            with interrupts_blocked():
                 return cast("Future[Decoded]", self._pool.submit(decode, chunk, geometries))
         except BrokenProcessPool:  # by a chunk whose turn has not come yet
             self._stop()
@@ -236,7 +236,7 @@ class Decoder:
 
 
 @contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
+def interrupts_blocked() -> Iterator[None]:
     """Hold interrupts back while processes are made, which inherit that: Ctrl-C in a terminal goes to all of them.
 
     An initializer comes too late for that: an interrupt while Python starts leaves the traceback of an import.
@@ -252,7 +252,7 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _follow_the_caller(caller: int) -> None:
+def follow_the_caller(caller: int) -> None:
     """Leave interrupts to the process that made this one, and end with it, even when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems that cannot block it from the start
     threading.Thread(target=_end_with, args=(caller,), daemon=True).start()
