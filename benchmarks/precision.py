@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medprobe.embed.job import to_pixels
+from medprobe.embed.forward import to_pixels
 from medprobe.embed.precision import MIN_COSINE, autocast
 from medprobe.encoders.base import Encoder, LoadOptions
 from medprobe.encoders.registry import load_encoder
@@ -75,7 +75,7 @@ def cosines(encoder: Encoder, manifest: Manifest, n: int) -> dict[str, np.ndarra
         images = decode([manifest.images.payload(int(row))], [encoder.preprocess.geometry]).pixels[0]
         if not len(images):
             continue
-        pixels = to_pixels(encoder, images)
+        pixels = to_pixels(encoder, torch.from_numpy(images))
         exact = encoder.encode(pixels)
         with autocast("bf16", encoder.device):
             fast = encoder.encode(pixels)

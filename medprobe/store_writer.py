@@ -52,6 +52,20 @@ def create_store(
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
     meta = {"format": FORMAT, "plan": asdict(plan), "card": dict(card), "versions": dict(versions)}
+    try:
+        _write_skeleton(draft, plan, samples, roles, meta)
+        draft.rename(path)
+    except OSError:
+        if not path.exists():  # else somebody else was first
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return FeatureStore(path, partial=True)
+
+
+def _write_skeleton(
+    draft: Path, plan: Plan, samples: pd.DataFrame, roles: Mapping[str, Any], meta: Mapping[str, Any]
+) -> None:
     group = zarr.create_group(draft, zarr_format=3, attributes={"medprobe": meta})
     draft.chmod(0o700)  # features can identify patients: private to the user
     for name in ("commits", "features", "sources"):
@@ -62,13 +76,6 @@ def create_store(
     _create_array(group, STAMP_ARRAY, (plan.rows, 2), plan.block_rows, "int64")
     _create_array(group, APPEARANCE_ARRAY, (plan.rows, 4), plan.block_rows, "float32")
     _write_samples(group, "samples", samples, roles)
-    try:
-        draft.rename(path)
-    except OSError:  # somebody else was first
-        shutil.rmtree(draft, ignore_errors=True)
-        if not path.exists():
-            raise
-    return FeatureStore(path, partial=True)
 
 
 def replace_samples(store: FeatureStore, samples: pd.DataFrame, roles: Mapping[str, Any]) -> bool:

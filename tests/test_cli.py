@@ -130,10 +130,10 @@ def test_mistakes_get_one_line_that_says_what_to_do(images, stores, tmp_path, ar
 def test_an_interrupted_embedding_says_so_and_is_finished_by_the_same_command(images, tmp_path, number):
     command = ["embed", images / "manifest.csv", *PIXELS, "--block-rows", 4, "-o", tmp_path]
     script = (
-        "import time, medprobe.embed.job as job, medprobe.cli as cli\n"
-        "encode = job.Job.encode\n"
-        "def slow(self, images): time.sleep(0.3); return encode(self, images)\n"
-        "job.Job.encode = slow\n"
+        "import time, medprobe.embed.forward as forward, medprobe.cli as cli\n"
+        "launch = forward.Forward.launch\n"
+        "def slow(self, images): time.sleep(0.3); return launch(self, images)\n"
+        "forward.Forward.launch = slow\n"
         f"cli.app({[str(part) for part in command]!r})\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)

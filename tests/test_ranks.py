@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import medprobe
-from medprobe.embed.precision import choose_device
+from medprobe.embed.precision import choose_devices
 from medprobe.embed.ranks import Share, share_of
 from medprobe.errors import UsageError
 
@@ -121,4 +121,6 @@ def test_processes_of_a_machine_take_its_devices_in_turn(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert [choose_device("auto", rank).index for rank in (0, 3, 5)] == [0, 3, 1]
+    for name in ("auto", "cuda"):
+        assert [[d.index for d in choose_devices(name, Share(r, 8, r))] for r in (0, 3, 5)] == [[0], [3], [1]]
+        assert [d.index for d in choose_devices(name, Share())] == [0, 1, 2, 3]

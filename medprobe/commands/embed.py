@@ -71,7 +71,10 @@ def embed(
     normalize: Annotated[
         str, typer.Option(help="Mean and std of the encoder, of the dataset, or six numbers (mean and std of R, G, B).")
     ] = "encoder",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda (all of them), cuda:1, mps, or several: cuda:0,cuda:1.")
+    ] = "auto",
+    engine: Annotated[str, typer.Option(help="local, or ray for the devices of a Ray cluster.")] = "local",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     dtype: Annotated[str, typer.Option(help="How features are kept: auto, float16 or float32.")] = "auto",
     batch_size: Annotated[str, typer.Option(help="Images a forward pass, or auto.")] = "auto",
@@ -141,6 +144,7 @@ def embed(
             tokens=tokens,
             normalize=normalize,
             device=device,
+            engine=engine,
             precision=precision,
             dtype=dtype,
             batch_size=number("--batch-size", batch_size),

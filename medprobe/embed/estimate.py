@@ -53,10 +53,10 @@ def estimate(job: Job, blocks: Sequence[int], manifest: Manifest, workers: int) 
     encoding = 0.0
     pixels = decoded.pixels[0]
     if len(pixels):
-        batch = np.resize(pixels, (job.batch_size, *pixels.shape[1:]))
-        job.encode(batch)  # the first batch finds its kernels
+        batch = np.resize(pixels, (job.forward.batch.size, *pixels.shape[1:]))
+        job.forward.encode(batch)  # the first batch finds its kernels
         started = time.perf_counter()
-        job.encode(batch)
+        job.forward.encode(batch)
         encoding = (time.perf_counter() - started) / len(batch)
     at_once = max(1, min(workers, default_workers()))
     on_cpu = job.encoder.device.type == "cpu"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import math
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from medprobe.embed.precision import MIN_COSINE, autocast, choose_precision, lowest_cosine
+from medprobe.embed.forward import BatchSize, Forward, to_pixels
+from medprobe.embed.precision import MIN_COSINE, choose_precision, lowest_cosine
 from medprobe.encoders.base import Encoder, fingerprint
 from medprobe.errors import DataError, UsageError
 from medprobe.manifest import Manifest
@@ -32,52 +34,13 @@ _FLOAT16_MARGIN = 16.0
 class Job:
     """An encoder, ready on its device, and the store that it fills."""
 
-    encoder: Encoder
+    forward: Forward
     store: FeatureStore
-    batch_size: int
 
     @property
-    def precision(self) -> str:
-        """What the encoder computes in."""
-        return self.store.plan.precision
-
-    def encode(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Return every view as float32 (B, width) for 8-bit images (B, H, W, 3).
-
-        The batch is halved as long as it does not fit the device's memory; a row that is not finite is computed once
-        more in fp32, and stays as it is if that does not help.
-        """
-        parts: list[dict[str, np.ndarray]] = []
-        start = 0
-        while start < len(images):
-            out_of_memory = False
-            try:
-                parts.append(self._encode(images[start : start + self.batch_size]))
-            except torch.OutOfMemoryError:
-                if self.batch_size == 1:
-                    raise DataError(
-                        f"{self.encoder.name}: one image does not fit the memory of {self.encoder.device}"
-                    ) from None
-                out_of_memory = True
-            if out_of_memory:  # outside the except block, whose error would keep the tensors alive
-                self.batch_size //= 2
-                torch.cuda.empty_cache()
-                log.warning("%s: out of memory, going on with batches of %d", self.encoder.name, self.batch_size)
-            else:
-                start += self.batch_size
-        return {view: np.concatenate([part[view] for part in parts]) for view in self.encoder.views}
-
-    def _encode(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        pixels = to_pixels(self.encoder, images)
-        with autocast(self.precision, self.encoder.device):
-            views = {view: values.cpu().numpy() for view, values in self.encoder.encode(pixels).items()}
-        if self.precision != "fp32":
-            bad = ~np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in views.values()])
-            if bad.any():
-                again = self.encoder.encode(pixels[torch.from_numpy(bad).to(pixels.device)])
-                for view, values in again.items():
-                    views[view][bad] = values.cpu().numpy()
-        return views
+    def encoder(self) -> Encoder:
+        """The encoder."""
+        return self.forward.encoder
 
     @property
     def made_with(self) -> dict[str, str]:
@@ -85,14 +48,6 @@ class Job:
         device = self.encoder.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return {"device": name, "torch": torch.__version__}
-
-
-def to_pixels(encoder: Encoder, images: np.ndarray) -> torch.Tensor:
-    """Return normalised pixels on the encoder's device, in the memory order that convolutions are fastest in."""
-    tensor = torch.from_numpy(images)
-    if encoder.device.type == "cuda":
-        tensor = tensor.pin_memory().to(encoder.device, non_blocking=True)
-    return encoder.normalize(tensor).contiguous(memory_format=torch.channels_last)
 
 
 def prepare(
@@ -138,14 +93,18 @@ def prepare(
     encoder.to(device)
     if device.type in {"cpu", "cuda"}:
         encoder.module.to(memory_format=torch.channels_last)
-    size = batch_size or (256 if device.type == "cuda" else 32)
+    size = BatchSize.of(batch_size, device, 3 * math.prod(encoder.preprocess.geometry.size))
     if is_there and not overwrite:
         store = FeatureStore(path, partial=True)
         _check_same(store, manifest, provenance, precision, device, dtype)
-        if update and replace_samples(store, manifest.samples, _roles(manifest)):
+        try:
+            replaced = update and replace_samples(store, manifest.samples, _roles(manifest))
+        except OSError as error:
+            raise DataError(f"{path}: its table of samples could not be written: {error.strerror or error}") from error
+        if replaced:
             log.info("%s: labels and other columns brought up to date; nothing is embedded again for that", path.name)
             store = FeatureStore(path, partial=True)
-        return Job(encoder, store, size)
+        return Job(Forward(encoder, store.plan.precision, size), store)
     chosen, largest = _tried_precision(encoder, sample(), precision, device)
     wide = {
         view: dtype == "float32" or (dtype == "auto" and value * _FLOAT16_MARGIN > 65504)
@@ -164,17 +123,20 @@ def prepare(
     )
     if is_there:
         shutil.rmtree(path)  # only once everything that could go wrong with its successor has gone well
-    store = create_store(
-        path,
-        plan,
-        manifest.samples,
-        _roles(manifest),
-        card={**encoder.card.to_dict(), "parameters": str(encoder.n_parameters)},
-        versions=versions(),
-    )
+    try:
+        store = create_store(
+            path,
+            plan,
+            manifest.samples,
+            _roles(manifest),
+            card={**encoder.card.to_dict(), "parameters": str(encoder.n_parameters)},
+            versions=versions(),
+        )
+    except OSError as error:
+        raise DataError(f"{path} could not be made: {error.strerror or error}") from error
     if store.plan != plan:  # another process was first
         _check_same(store, manifest, provenance, precision, device, dtype)
-    return Job(encoder, store, size)
+    return Job(Forward(encoder, store.plan.precision, size), store)
 
 
 def _tried_precision(
@@ -183,7 +145,7 @@ def _tried_precision(
     """Return the precision to compute in, and the largest value of each view; ``auto`` falls back to fp32 on evidence."""
     chosen = choose_precision(precision, device)
     # One by one: nothing is known yet about how many fit the device's memory.
-    tries = [lowest_cosine(encoder, to_pixels(encoder, image[None]), chosen) for image in sample]
+    tries = [lowest_cosine(encoder, to_pixels(encoder, torch.from_numpy(image[None])), chosen) for image in sample]
     cosine = min(lowest for lowest, _ in tries)
     largest = {view: max(found[view] for _, found in tries) for view in encoder.views}
     if chosen != "fp32" and precision == "auto" and cosine < MIN_COSINE:

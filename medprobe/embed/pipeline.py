@@ -1,21 +1,29 @@
-"""Decode, batch, encode, write: the loop that fills the blocks of one or more stores from one pass over the images."""
+"""Decode, batch, encode, write: the loop that fills the blocks of one or more stores from one pass over the images.
+
+Images are decoded in processes, ahead and without a break between blocks; forward passes are launched one ahead of their
+results on a device that works by itself; finished blocks are written in a thread. Batches end where their block ends, so that
+a block that is made again is made of the same batches.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from medprobe.embed.block import Block, Span, Writer
+from medprobe.embed.forward import Batch
 from medprobe.embed.job import Job
 from medprobe.errors import DataError
-from medprobe.images.decode import Decoded, Decoder, chunks
-from medprobe.images.sources import ImageSource, Payload
+from medprobe.images.decode import Decoder, chunks
+from medprobe.images.geometry import Geometry
+from medprobe.images.sources import Payload
 from medprobe.manifest import Manifest
-from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, DIGEST_BYTES, STAMP_ARRAY, Failure
-from medprobe.store_writer import write_block
 
 
 @dataclass
@@ -39,202 +47,193 @@ class Progress:
     encoding: float = 0.0
     writing: float = 0.0
 
+    def add(self, other: Progress, workers: int) -> None:
+        """Add what one of several workers has done meanwhile."""
+        self.done += other.done
+        self.reading += other.reading / workers
+        self.encoding += other.encoding / workers
+        self.writing += other.writing / workers
 
-def fill_blocks(
+    @contextmanager
+    def spent(self, on: str) -> Iterator[None]:
+        """Add the time until the end of the context to ``reading``, ``encoding`` or ``writing``."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, on, getattr(self, on) + time.perf_counter() - started)
+
+
+Failures = dict[int, str]  # row and reason
+
+
+def fill_spans(
     manifest: Manifest,
     jobs: Sequence[Job],
-    to_do: Sequence[Sequence[int]],
+    spans: Sequence[Span],
     decoder: Decoder,
+    failures: Failures,
     allowed_failures: int,
+    progress: Progress,
     report: Callable[[Progress], None] | None = None,
 ) -> None:
-    """Make the blocks ``to_do[i]`` of each job's store; blocks are the same rows in stores of one block size.
+    """Make blocks of one or more stores.
+
+    Args:
+        manifest: The images.
+        jobs: Encoders and their stores.
+        spans: The blocks, in the order of their rows.
+        decoder: Reads the images.
+        failures: Of the blocks that are finished; more are added.
+        allowed_failures: Above how many to stop.
+        progress: Is kept up to date.
+        report: Called whenever it is.
 
     Raises:
         DataError: More images fail than are allowed, or the disk refuses. Committed blocks stay.
 
     """
-    spans = sorted({_span(job, index) for job, blocks in zip(jobs, to_do, strict=True) for index in blocks})
-    progress = Progress(total=sum(stop - start for start, stop in spans))
-    failures = _failures_before(jobs, to_do)
-    with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
-        written: list[Future[object]] = []
-        for start, stop, wanted in _by_rows(jobs, to_do):
-            block = _Block([jobs[i] for i in wanted], start, stop)
-            chunks = _fill(block, manifest.images, decoder, progress)
-            for _ in chunks:
-                failures |= {failure.row: failure.reason for failure in block.read_failures}
-                progress.failures = len(failures)
-                if len(failures) > allowed_failures:
-                    raise DataError(_too_many(failures, allowed_failures, manifest))
-                if report is not None:
-                    report(progress)
-            waited = time.perf_counter()
-            while len(written) > 1:
-                written.pop(0).result()
-            progress.writing += time.perf_counter() - waited
-            written.append(writer.submit(block.write))
+    with Writer() as writer:
+        for block in _encoded(manifest, jobs, spans, decoder, progress):
             failures |= {failure.row: failure.reason for found in block.failures for failure in found}
             progress.failures = len(failures)
+            check_failures(failures, allowed_failures, manifest)
+            with progress.spent("writing"):
+                writer.check()
+                if block.complete:
+                    writer.put(block)
             if report is not None:
                 report(progress)
-        for future in written:
-            future.result()
-    if spans and len(failures) > allowed_failures:
-        raise DataError(_too_many(failures, allowed_failures, manifest))
+        with progress.spent("writing"):
+            writer.check(wait=True)
 
 
-def _failures_before(jobs: Sequence[Job], to_do: Sequence[Sequence[int]]) -> dict[int, str]:
+def failures_before(jobs: Sequence[Job], to_do: Sequence[Sequence[int]]) -> Failures:
     """Return row and reason of the failures in blocks that are finished: they count, however many runs it takes."""
-    found: dict[int, str] = {}
+    found: Failures = {}
     for job, blocks in zip(jobs, to_do, strict=True):
         for index in job.store.commits.keys() - set(blocks):
             found |= {failure.row: failure.reason for failure in job.store.commits[index].failures}
     return found
 
 
-def _span(job: Job, index: int) -> tuple[int, int]:
-    rows = job.store.plan.block(index)
-    return rows.start, rows.stop
-
-
-def _by_rows(jobs: Sequence[Job], to_do: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, list[int]]]:
-    """Yield first row, last row and the jobs that want them, in the order of the rows."""
+def spans_of(jobs: Sequence[Job], to_do: Sequence[Sequence[int]]) -> list[Span]:
+    """Return the blocks in the order of their rows, each once for all the jobs that want it."""
     wanted: dict[tuple[int, int], list[int]] = {}
     for i, (job, blocks) in enumerate(zip(jobs, to_do, strict=True)):
         for index in blocks:
-            wanted.setdefault(_span(job, index), []).append(i)
-    for (start, stop), which in sorted(wanted.items()):
-        yield start, stop, which
+            rows = job.store.plan.block(index)
+            wanted.setdefault((rows.start, rows.stop), []).append(i)
+    return [Span(start, stop, tuple(which)) for (start, stop), which in sorted(wanted.items())]
 
 
-class _Block:
-    """The rows of one block in memory, for every job that wants them."""
+def _encoded(
+    manifest: Manifest, jobs: Sequence[Job], spans: Sequence[Span], decoder: Decoder, progress: Progress
+) -> Iterator[Block]:
+    """Yield a block each time that rows of it were decoded or encoded; it is complete the last time, and only then."""
+    asked: deque[Span] = deque()  # of each chunk that is being decoded
 
-    def __init__(self, jobs: Sequence[Job], start: int, stop: int) -> None:
-        self.jobs, self.start, self.stop = jobs, start, stop
-        n = stop - start
-        self.digests = np.zeros((n, DIGEST_BYTES), dtype=np.uint8)
-        self.stamps = np.zeros((n, 2), dtype=np.int64)
-        self.appearance = [np.zeros((n, 4), dtype=np.float32) for _ in jobs]
-        self.read_failures: list[Failure] = []
-        self.failures: list[list[Failure]] = [[] for _ in jobs]
-        self.features = [
-            {
-                view: np.full((n, width), np.nan, dtype=job.store.plan.dtypes[view])
-                for view, width in job.store.views.items()
-            }
-            for job in jobs
-        ]
+    def tasks() -> Iterator[tuple[list[Payload], list[Geometry]]]:
+        for span in spans:
+            geometries = _geometries(jobs, span)
+            for chunk in chunks(manifest.images, range(span.start, span.stop), geometries):
+                asked.append(span)
+                yield [manifest.images.payload(row) for row in chunk], geometries
 
-    def encode(self, job: int, rows: np.ndarray, images: np.ndarray) -> None:
-        """Encode images of these rows (counted from the block's first) and keep what is finite."""
-        views = self.jobs[job].encode(images)
-        stages = dict.fromkeys(rows.tolist(), "")
-        with np.errstate(over="ignore"):
-            for view, values in views.items():
-                kept = values.astype(self.features[job][view].dtype)
-                self.features[job][view][rows] = kept
-                for row in rows[~np.isfinite(kept).all(axis=1)].tolist():
-                    stages[row] = "store"
-                for row in rows[~np.isfinite(values).all(axis=1)].tolist():
-                    stages[row] = "encode"
-        for row, stage in stages.items():
-            if stage:
-                reason = {
-                    "encode": "features are not finite, in fp32 either",
-                    "store": "a value too large for float16 (--dtype float32 --overwrite keeps it)",
-                }[stage]
-                self.failures[job].append(Failure(self.start + row, stage, reason))
-                for values in self.features[job].values():
-                    values[row] = np.nan
-
-    def write(self) -> None:
-        """Write the block to every job's store."""
-        for job, features, looks, failures in zip(
-            self.jobs, self.features, self.appearance, self.failures, strict=True
-        ):
-            arrays = {f"features/{view}": values for view, values in features.items()}
-            arrays |= {DIGEST_ARRAY: self.digests, STAMP_ARRAY: self.stamps, APPEARANCE_ARRAY: looks}
-            found = sorted([*self.read_failures, *failures], key=lambda failure: failure.row)
-            index = self.start // job.store.plan.block_rows
-            try:
-                write_block(job.store, index, arrays, found, job.made_with)
-            except OSError as error:
-                size = sum(values.nbytes for values in arrays.values())
-                raise DataError(
-                    f"{job.store.path}: block {index} ({size / 1e6:.1f} MB) could not be written: {error.strerror or error}. "
-                    "Blocks before it are safe; run the same command again when there is room."
-                ) from error
-
-
-def _fill(block: _Block, images: ImageSource, decoder: Decoder, progress: Progress) -> Iterator[None]:
-    """Decode and encode the rows of a block, batch by batch; yields after each chunk of images."""
-    geometries = list(dict.fromkeys(job.encoder.preprocess.geometry for job in block.jobs))
-    waiting = [_Queue(job.batch_size, geometries.index(job.encoder.preprocess.geometry)) for job in block.jobs]
-    at = 0
-
-    def payloads() -> Iterator[list[Payload]]:
-        for rows in chunks(images, range(block.start, block.stop), geometries):
-            yield [images.payload(row) for row in rows]
-
-    stream = decoder.run(payloads(), geometries)
+    stream = decoder.stream(tasks())
+    launched: deque[_Launched] = deque()
+    block: Block | None = None
+    queues: list[_Queue] = []
     while True:
-        started = time.perf_counter()
-        decoded = next(stream, None)
-        progress.reading += time.perf_counter() - started
+        with progress.spent("reading"):
+            decoded = next(stream, None)
         if decoded is None:
             break
-        rows = np.arange(at, at + len(decoded.readable))
-        at += len(rows)
-        block.digests[rows] = decoded.digests
-        block.stamps[rows] = [images.stamp(block.start + int(row)) for row in rows]
-        bad = rows[~decoded.readable].tolist()
-        block.read_failures += [
-            Failure(block.start + r, "read", reason) for r, reason in zip(bad, decoded.reasons, strict=True)
-        ]
-        started = time.perf_counter()
-        for job, queue in enumerate(waiting):
-            block.appearance[job][rows] = decoded.appearance[queue.geometry]
-            queue.add(rows[decoded.readable], decoded)
-            for batch in queue.batches(last=at == block.stop - block.start):
-                block.encode(job, *batch)
-        progress.encoding += time.perf_counter() - started
-        progress.done += len(rows)
-        yield
+        span = asked.popleft()
+        if block is None or block.span != span:
+            block = Block(span, [jobs[i] for i in span.wanted])
+            geometries = _geometries(jobs, span)
+            queues = [_Queue(job, geometries.index(job.encoder.preprocess.geometry)) for job in block.jobs]
+        rows = block.take(decoded, manifest.images, [queue.geometry for queue in queues])
+        progress.done += len(decoded.readable)
+        yield block
+        for i, queue in enumerate(queues):
+            for batch_rows, images in queue.add(rows, decoded.pixels[queue.geometry], block.unread):
+                with progress.spent("encoding"):
+                    launched.append(_Launched(block, i, batch_rows, queue.job.forward.launch(images)))
+                while len(launched) > queue.job.forward.ahead:
+                    with progress.spent("encoding"):
+                        finished = launched.popleft().finish()
+                    yield finished
+    while launched:
+        with progress.spent("encoding"):
+            finished = launched.popleft().finish()
+        yield finished
+
+
+def _geometries(jobs: Sequence[Job], span: Span) -> list[Geometry]:
+    return list(dict.fromkeys(jobs[i].encoder.preprocess.geometry for i in span.wanted))
+
+
+@dataclass
+class _Launched:
+    """A batch under way: whose rows it is of, counted from its block's first."""
+
+    block: Block
+    job: int
+    rows: np.ndarray
+    parts: list[Batch]
+
+    def finish(self) -> Block:
+        """Wait for the features and keep them."""
+        self.block.keep(self.job, self.rows, self.block.jobs[self.job].forward.finish(self.parts))
+        return self.block
 
 
 class _Queue:
     """Images of one job that wait for their batch to be full."""
 
-    def __init__(self, batch_size: int, geometry: int) -> None:
-        self.batch_size, self.geometry = batch_size, geometry
-        self.rows: list[np.ndarray] = []
-        self.images: list[np.ndarray] = []
+    def __init__(self, job: Job, geometry: int) -> None:
+        self.job, self.geometry = job, geometry
+        self._images: torch.Tensor | None = None
+        self._rows: list[int] = []
 
-    def add(self, rows: np.ndarray, decoded: Decoded) -> None:
-        self.rows.append(rows)
-        self.images.append(decoded.pixels[self.geometry])
+    def add(self, rows: np.ndarray, pixels: np.ndarray, unread: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Take images (n, H, W, 3) of some rows; yield full batches, and what is left when no row of the block is unread."""
+        at = 0
+        while at < len(rows):
+            if self._images is None:
+                self._images = self.job.forward.staging(min(self.job.forward.batch.size, len(rows) - at + unread))
+            filled = len(self._rows)
+            n = min(len(rows) - at, len(self._images) - filled)
+            self._images.numpy()[filled : filled + n] = pixels[at : at + n]
+            self._rows += rows[at : at + n].tolist()
+            at += n
+            if len(self._rows) == len(self._images):
+                yield self._batch(self._images)
+        if self._images is not None and not unread:
+            yield self._batch(self._images)
 
-    def batches(self, last: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield full batches, and with ``last`` what is left."""
-        if not last and sum(map(len, self.rows)) < self.batch_size:
-            return
-        rows, images = np.concatenate(self.rows), np.concatenate(self.images)
-        full = len(rows) if last else len(rows) - len(rows) % self.batch_size
-        for start in range(0, full, self.batch_size):
-            stop = min(start + self.batch_size, full)
-            yield rows[start:stop], images[start:stop]
-        self.rows, self.images = [rows[full:]], [images[full:]]
+    def _batch(self, images: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
+        rows, self._images, self._rows = np.array(self._rows), None, []
+        return rows, images[: len(rows)]
 
 
-def _too_many(failures: dict[int, str], allowed: int, manifest: Manifest) -> str:
+def check_failures(failures: Failures, allowed: int, manifest: Manifest) -> None:
+    """Stop when more images have failed than are allowed.
+
+    Raises:
+        DataError: They have; with the most frequent reasons.
+
+    """
+    if len(failures) <= allowed:
+        return
     reasons: dict[str, int] = {}
     for reason in failures.values():
         reasons[reason] = reasons.get(reason, 0) + 1
     listed = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items(), key=lambda item: -item[1])[:4])
     first = manifest.samples["id"].iloc[min(failures)]
-    return (
+    raise DataError(
         f"{len(failures)} images failed, more than the {allowed} that --max-failures allows: {listed} (first: {first}). "
         "Something may be wrong with the data as a whole. What was finished is kept; raise --max-failures to go on."
     )

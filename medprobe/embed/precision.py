@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from medprobe.embed.ranks import Share
 from medprobe.encoders.base import Encoder
 from medprobe.errors import UsageError
 
@@ -16,12 +17,8 @@ MIN_COSINE = 0.999
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(device: str = "auto", local_rank: int = 0) -> torch.device:
+def choose_device(device: str = "auto") -> torch.device:
     """Return the device to compute on: ``auto`` is a CUDA device, Apple's, or the CPU.
-
-    Args:
-        device: ``auto``, or a device's name.
-        local_rank: Rank among the processes of this machine: each takes the next of its CUDA devices.
 
     Raises:
         UsageError: The device is not one, or is not there.
@@ -29,7 +26,7 @@ def choose_device(device: str = "auto", local_rank: int = 0) -> torch.device:
     """
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", local_rank % torch.cuda.device_count())
+            return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
@@ -37,6 +34,27 @@ def choose_device(device: str = "auto", local_rank: int = 0) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {device}: not available here ({str(error).splitlines()[0]})") from error
     return chosen
+
+
+def choose_devices(device: str, share: Share) -> list[torch.device]:
+    """Return the devices to compute on, each in a process of its own: all CUDA devices of ``auto`` and ``cuda``.
+
+    Args:
+        device: As for :func:`choose_device`, or several separated by commas.
+        share: Of several ranks each has one device.
+
+    Raises:
+        UsageError: A device is not one, or is not there, or a rank is given several.
+
+    """
+    names = [name.strip() for name in device.split(",")]
+    if len(names) > 1 and share.world_size > 1:
+        raise UsageError(f"--device {device}: each of {share.world_size} ranks computes on one device")
+    if names in (["auto"], ["cuda"]) and torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        here = range(count) if share.world_size == 1 else [share.local_rank % count]
+        return [torch.device("cuda", index) for index in here]
+    return [choose_device(name) for name in names]
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

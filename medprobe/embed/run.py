@@ -12,13 +12,17 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from medprobe.embed.distribute import Model, Work, Worker, hand_out
 from medprobe.embed.estimate import Estimate, estimate
 from medprobe.embed.job import Job, prepare
+from medprobe.embed.local import LocalWorker
 from medprobe.embed.normalize import ENCODER, channel_statistics, parse_normalize, with_normalization
-from medprobe.embed.pipeline import Progress, fill_blocks
-from medprobe.embed.precision import choose_device
+from medprobe.embed.pipeline import Progress, failures_before, fill_spans, spans_of
+from medprobe.embed.precision import choose_devices
 from medprobe.embed.ranks import share_of
+from medprobe.embed.ray_actors import ray_workers
 from medprobe.embed.resume import blocks_to_do
 from medprobe.encoders.base import Encoder, LoadOptions
 from medprobe.encoders.registry import load_encoder
@@ -33,6 +37,7 @@ from medprobe.volumes import few_volumes
 log = logging.getLogger("medprobe")
 
 BLOCK_ROWS = 1024
+ENGINES = ("local", "ray")
 _SAMPLE_IMAGES = 4
 # Below this many failures a share of the data says little, so that the default limit does not stop the run.
 _FEW_FAILURES = 10
@@ -94,6 +99,7 @@ def embed(
     tokens: bool = False,
     normalize: str = ENCODER,
     device: str = "auto",
+    engine: str = "local",
     precision: str = "auto",
     dtype: str = "auto",
     batch_size: int | None = None,
@@ -141,7 +147,9 @@ def embed(
         tokens: Keep all patch tokens as well, as the view ``tokens``, for the attentive probe: some 300 KB an image.
         normalize: Whose mean and standard deviation: ``encoder``, ``dataset`` (of its training images), or six numbers
             ``mean,mean,mean,std,std,std`` in 0..1.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device: ``auto``, ``cpu``, ``cuda`` (all that are there), ``mps``, or several such as ``cuda:0,cuda:1``, each with a
+            process of its own.
+        engine: ``local``, or ``ray`` for the devices of a Ray cluster.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         dtype: How features are kept: ``auto``, ``float16`` or ``float32``.
         batch_size: Images a forward pass, None to choose.
@@ -217,7 +225,9 @@ def embed(
         raise UsageError("--model: the same encoder is named twice")
     if tokens:
         encoders = [encoder.with_tokens() for encoder in encoders]
-    chosen = choose_device(device, share.local_rank)
+    if engine not in ENGINES:
+        raise UsageError(f"--engine {engine}: one of {', '.join(ENGINES)}")
+    devices = choose_devices(device, share)
     with (
         Decoder(default_workers() if workers is None else workers) as decoder,
         tempfile.TemporaryDirectory(prefix="medprobe-") as elsewhere,
@@ -236,7 +246,7 @@ def embed(
                     path,
                     manifest,
                     partial(_first_images, manifest, encoder.preprocess.geometry),
-                    device=chosen,
+                    device=devices[0],
                     precision=precision,
                     dtype=dtype,
                     batch_size=batch_size,
@@ -256,9 +266,26 @@ def embed(
                 for job, blocks in zip(jobs, to_do, strict=True)
             ]
         started = time.perf_counter()
-        fill_blocks(manifest, jobs, to_do, decoder, allowed, progress)
+        spans, failures = spans_of(jobs, to_do), failures_before(jobs, to_do)
+        if engine == "local" and len(devices) == 1:
+            begun = Progress(total=sum(map(len, spans)))
+            fill_spans(manifest, jobs, spans, decoder, failures, allowed, begun, progress)
+        elif spans:
+            to_load = tuple(Model.of(given, options, job) for given, job in zip(names, jobs, strict=True))
+            each = decoder.workers // len(devices) or min(decoder.workers, 1)
+            threads = max(1, default_workers() // len(devices))
+            work = Work(manifest, to_load, batch_size, each, threads, allowed)
+            for job in jobs:
+                job.encoder.to("cpu")  # the workers need the device
+            stores = [job.store.path for job in jobs]
+            hand_out(spans, _workers(work, devices, engine), manifest, stores, failures, allowed, progress)
     seconds = time.perf_counter() - started
     return [_report(job, blocks, seconds) for job, blocks in zip(jobs, to_do, strict=True)]
+
+
+def _workers(work: Work, devices: Sequence[torch.device], engine: str) -> Sequence[Worker]:
+    names = [str(device) for device in devices]
+    return ray_workers(work, names) if engine == "ray" else [LocalWorker(work, name) for name in names]
 
 
 def _nth(n: int) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -121,10 +122,11 @@ class Encoder(abc.ABC):
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Return float32 pixels (B, 3, H, W), normalised, for 8-bit RGB images of shape (B, H, W, 3)."""
-        mean = torch.tensor(self.preprocess.mean, device=self.device).mul_(255.0)
-        std = torch.tensor(self.preprocess.std, device=self.device).mul_(255.0)
-        scaled = images.to(self.device, torch.float32).sub_(mean).div_(std)
-        return scaled.permute(0, 3, 1, 2).contiguous()
+        mean, std = _rows_of(self.preprocess.mean, self.preprocess.std, images.shape[2], self.device)
+        scaled = images.to(self.device, torch.float32).flatten(
+            2
+        )  # rows of pixels: three values are too few to add at once
+        return scaled.sub_(mean).div_(std).view(images.shape).permute(0, 3, 1, 2)
 
     @torch.inference_mode()
     def with_tokens(self) -> Encoder:
@@ -207,6 +209,16 @@ class Encoder(abc.ABC):
             "default_view": self.default_view,
             "preprocess": self.preprocess.to_dict(),
         }
+
+
+@lru_cache
+def _rows_of(
+    mean: tuple[float, float, float], std: tuple[float, float, float], width: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation of 0..255, repeated for each pixel of a row: sent to a device once, not per batch."""
+    one_pixel = (torch.tensor(values).mul_(255.0) for values in (mean, std))
+    first, second = (values.repeat(width).to(device) for values in one_pixel)
+    return first, second
 
 
 def weights_digest(module: torch.nn.Module) -> str:

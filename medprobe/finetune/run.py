@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from medprobe.embed.normalize import ENCODER, channel_statistics, parse_normalize, with_normalization
-from medprobe.embed.precision import choose_device, choose_precision
+from medprobe.embed.precision import choose_devices, choose_precision
+from medprobe.embed.ranks import share_of
 from medprobe.embed.run import failure_limit
 from medprobe.encoders.base import Encoder, LoadOptions, fingerprint
 from medprobe.encoders.registry import load_encoder
@@ -301,7 +302,7 @@ def _accelerator(device: str, precision: str, preset: str | None) -> tuple[Any, 
         raise UsageError(
             f"finetune needs {error.name}, which is not installed: pip install 'medprobe[finetune]'"
         ) from None
-    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    chosen = choose_devices(device, share_of(None, None))[0]  # under a launcher, the rank's own
     if precision == "auto" and chosen.type == "cpu":
         precision = "fp32"
     elif precision == "auto" and preset and chosen.type == "cuda":

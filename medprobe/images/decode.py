@@ -7,14 +7,14 @@ costs the images that it was on a second try, one by one; the image that kills i
 from __future__ import annotations
 
 import contextlib
-import itertools
+import math
 import os
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -36,10 +36,12 @@ from medprobe.images.raster import (
 from medprobe.images.sources import ImageSource, Payload, Slice, Source
 
 CHUNK = 24  # images: with two chunks in flight, enough to go on reading while a batch is encoded
-_CHUNK_BYTES = 16 << 20  # of pixels, up to which the slices of one volume stay in one chunk
+_CHUNK_BYTES = 1 << 24  # of pixels that travel together, at most
 # Chunks in flight for each worker: one at work and one at hand. No more than that fit loky's queue of calls, and what waits
 # outside of it makes loky's own thread fail, with a traceback, when its workers are killed.
 _AHEAD = 2
+# Pixels that may wait for their turn, however many workers there are, so that memory does not grow with them.
+_WAITING_BYTES = 1 << 28
 
 
 @dataclass
@@ -77,7 +79,7 @@ def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry]) -> Decod
             size, found = read_rgb(source, geometries, region)
             for images, looks, image in zip(pixels, appearance, found, strict=True):
                 images.append(image)
-                looks[i] = *size, image[::4, ::4].mean(), image[::4, ::4].std()
+                looks[i] = *size, *_mean_and_std(image[::4, ::4])
             readable[i] = True
         except ImageError as error:
             reasons.append(error.reason)
@@ -88,16 +90,22 @@ def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry]) -> Decod
     return Decoded(stacks, readable, digests, appearance, reasons)
 
 
+def _mean_and_std(pixels: np.ndarray) -> tuple[float, float]:
+    values = pixels.astype(np.float64).ravel()  # numpy's own are several passes over strided memory
+    mean = float(values.mean())
+    return mean, math.sqrt(max(float(values @ values) / values.size - mean**2, 0.0))
+
+
 def chunks(images: ImageSource, rows: Sequence[int], geometries: Sequence[Geometry]) -> Iterator[Sequence[int]]:
-    """Yield the rows in chunks, each for one process: ``CHUNK`` images, or more where they are slices of one volume.
+    """Yield the rows in chunks, each for one process: ``CHUNK`` images, fewer large ones, more slices of one volume.
 
     A volume is read once for the slices of a chunk; its chunks are as long as their pixels stay below some size.
     """
-    of_one = sum(3 * height * width for height, width in (geometry.size for geometry in geometries))
-    most = max(CHUNK, _CHUNK_BYTES // of_one)
+    most = max(1, _CHUNK_BYTES // _pixel_bytes([""], geometries))
+    enough = min(CHUNK, most)
     start = 0
     for at in range(1, len(rows) + 1):
-        full = at - start >= CHUNK and (at == len(rows) or images.unit(rows[at]) != images.unit(rows[at - 1]))
+        full = at - start >= enough and (at == len(rows) or images.unit(rows[at]) != images.unit(rows[at - 1]))
         if full or at - start == most or at == len(rows):
             yield rows[start:at]
             start = at
@@ -127,6 +135,17 @@ def opened(payload: Payload) -> tuple[Source, Region]:
     return source, Region(payload.frame, box)
 
 
+Task = tuple[Sequence[Payload], Sequence[Geometry]]
+
+
+def _pixel_bytes(chunk: Sequence[Payload], geometries: Sequence[Geometry]) -> int:
+    return len(chunk) * sum(3 * math.prod(geometry.size) for geometry in geometries)
+
+
+def _is_lost(future: Future[Decoded]) -> bool:
+    return future.done() and isinstance(future.exception(), BrokenProcessPool)
+
+
 class Decoder:
     """Decodes a stream of chunks in worker processes and gives the results in the stream's order.
 
@@ -147,24 +166,47 @@ class Decoder:
 
     def run(self, chunks: Iterable[Sequence[Payload]], geometries: Sequence[Geometry]) -> Iterator[Decoded]:
         """Yield :func:`decode` of each chunk."""
+        return self.stream((chunk, geometries) for chunk in chunks)
+
+    def stream(self, tasks: Iterable[Task]) -> Iterator[Decoded]:
+        """Yield :func:`decode` of each task, which are chunks of images with their geometries.
+
+        Later ones are decoded while the first are waited for, as many as ``_WAITING_BYTES`` allow, two at least.
+        """
         if self.workers == 0:
-            for chunk in chunks:
+            for chunk, geometries in tasks:
                 yield decode(chunk, geometries)
             return
-        stream = iter(chunks)
-        waiting: deque[tuple[Sequence[Payload], Future[Decoded]]] = deque()
+        rest = iter(tasks)
+        waiting: deque[tuple[Task, Future[Decoded]]] = deque()
         while True:
-            room = self.workers * _AHEAD - len(waiting)
-            waiting.extend((c, self._submit(c, geometries)) for c in itertools.islice(stream, room))
+            self._fill_up(waiting, rest)
             if not waiting:
                 return
-            chunk, future = waiting.popleft()
+            task, future = waiting[0]
+            if not future.done():
+                wait([f for _, f in waiting if not f.done()], return_when=FIRST_COMPLETED)
+                continue
+            waiting.popleft()
             try:
                 yield future.result()
             except BrokenProcessPool:
                 self._stop()
-                yield self._one_by_one(chunk, geometries)
-                waiting = deque((c, self._submit(c, geometries)) for c, _ in waiting)
+                yield self._one_by_one(*task)
+                waiting = deque((t, self._submit(*t) if _is_lost(f) else f) for t, f in waiting)
+
+    def _fill_up(self, waiting: deque[tuple[Task, Future[Decoded]]], rest: Iterator[Task]) -> None:
+        if any(_is_lost(future) for _, future in waiting):
+            return  # first comes the turn of those
+        bytes_waiting = sum(_pixel_bytes(*task) for task, _ in waiting)
+        at_work = sum(not future.done() for _, future in waiting)
+        while at_work < self.workers * _AHEAD and (bytes_waiting < _WAITING_BYTES or len(waiting) < _AHEAD):
+            task = next(rest, None)
+            if task is None:
+                return
+            waiting.append((task, self._submit(*task)))
+            at_work += 1
+            bytes_waiting += _pixel_bytes(*task)
 
     def _submit(self, chunk: Sequence[Payload], geometries: Sequence[Geometry]) -> Future[Decoded]:
         if self._pool is None:
@@ -172,10 +214,10 @@ class Decoder:
             from joblib.externals.loky import ProcessPoolExecutor
 
             self._pool = ProcessPoolExecutor(
-                max_workers=self.workers, timeout=60, initializer=_follow_the_caller, initargs=(os.getpid(),)
+                max_workers=self.workers, timeout=60, initializer=follow_the_caller, initargs=(os.getpid(),)
             )
         try:
-            with _interrupts_blocked():
+            with interrupts_blocked():
                 return cast("Future[Decoded]", self._pool.submit(decode, chunk, geometries))
         except BrokenProcessPool:  # by a chunk whose turn has not come yet
             self._stop()
@@ -208,7 +250,7 @@ class Decoder:
 
 
 @contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
+def interrupts_blocked() -> Iterator[None]:
     """Hold interrupts back while processes are made, which inherit that: Ctrl-C in a terminal goes to all of them.
 
     An initializer comes too late for that: an interrupt while Python starts leaves the traceback of an import.
@@ -224,7 +266,7 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _follow_the_caller(caller: int) -> None:
+def follow_the_caller(caller: int) -> None:
     """Leave interrupts to the process that made this one, and end with it, even when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems that cannot block it from the start
     threading.Thread(target=_end_with, args=(caller,), daemon=True).start()

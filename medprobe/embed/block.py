@@ -1,0 +1,171 @@
+"""The rows of one block in memory, from the first decoded image to what is written to every store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from medprobe.embed.job import Job
+from medprobe.errors import DataError
+from medprobe.images.decode import Decoded
+from medprobe.images.sources import ImageSource
+from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, DIGEST_BYTES, STAMP_ARRAY, Failure
+from medprobe.store_writer import write_block
+
+_REASONS = {
+    "encode": "features are not finite, in fp32 either",
+    "store": "a value too large for float16 (--dtype float32 --overwrite keeps it)",
+}
+
+
+@dataclass(frozen=True)
+class Span:
+    """The rows of a block, and which of the jobs make it."""
+
+    start: int
+    stop: int
+    wanted: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class Block:
+    """The rows of one block in memory, for every job that wants them.
+
+    Args:
+        span: Which rows.
+        jobs: Those that want them.
+
+    Attributes:
+        unread: Rows that are still to be decoded.
+        failures: Of each job, rows without features; those that could not be read are in all of them.
+
+    """
+
+    def __init__(self, span: Span, jobs: Sequence[Job]) -> None:
+        self.span, self.jobs = span, jobs
+        self.unread = len(span)
+        self.failures: list[list[Failure]] = [[] for _ in jobs]
+        n = len(span)
+        self._to_encode = n * len(jobs)
+        self._digests = np.zeros((n, DIGEST_BYTES), dtype=np.uint8)
+        self._stamps = np.zeros((n, 2), dtype=np.int64)
+        self._appearance = [np.zeros((n, 4), dtype=np.float32) for _ in jobs]
+        self._features = [
+            {
+                view: np.full((n, width), np.nan, dtype=job.store.plan.dtypes[view])
+                for view, width in job.store.views.items()
+            }
+            for job in jobs
+        ]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is encoded by every job, or cannot be read."""
+        return not self._to_encode
+
+    def take(self, decoded: Decoded, images: ImageSource, geometries: Sequence[int]) -> np.ndarray:
+        """Keep what is known of the next rows once they are decoded; return the rows to encode, counted from the first.
+
+        Args:
+            decoded: The images that follow those that were taken before.
+            images: Where they come from.
+            geometries: For each job, which of the decoded ones is its own.
+
+        """
+        first = len(self.span) - self.unread
+        rows = np.arange(first, first + len(decoded.readable))
+        self.unread -= len(rows)
+        self._digests[rows] = decoded.digests
+        self._stamps[rows] = [images.stamp(self.span.start + int(row)) for row in rows]
+        for looks, geometry in zip(self._appearance, geometries, strict=True):
+            looks[rows] = decoded.appearance[geometry]
+        for row, reason in zip(rows[~decoded.readable].tolist(), decoded.reasons, strict=True):
+            for found in self.failures:
+                found.append(Failure(self.span.start + row, "read", reason))
+                self._to_encode -= 1
+        readable: np.ndarray = rows[decoded.readable]
+        return readable
+
+    def keep(self, job: int, rows: np.ndarray, views: dict[str, np.ndarray]) -> None:
+        """Keep the features of these rows (counted from the block's first) as far as they are finite."""
+        self._to_encode -= len(rows)
+        stages = dict.fromkeys(rows.tolist(), "")
+        with np.errstate(over="ignore"):
+            for view, values in views.items():
+                kept = values.astype(self._features[job][view].dtype)
+                self._features[job][view][rows] = kept
+                for row in rows[~np.isfinite(kept).all(axis=1)].tolist():
+                    stages[row] = "store"
+                for row in rows[~np.isfinite(values).all(axis=1)].tolist():
+                    stages[row] = "encode"
+        for row, stage in stages.items():
+            if stage:
+                self.failures[job].append(Failure(self.span.start + row, stage, _REASONS[stage]))
+                for values in self._features[job].values():
+                    values[row] = np.nan
+
+    def write(self) -> None:
+        """Write the block to every job's store.
+
+        Raises:
+            DataError: The disk refuses.
+
+        """
+        for job, features, looks, failures in zip(
+            self.jobs, self._features, self._appearance, self.failures, strict=True
+        ):
+            arrays = {f"features/{view}": values for view, values in features.items()}
+            arrays |= {DIGEST_ARRAY: self._digests, STAMP_ARRAY: self._stamps, APPEARANCE_ARRAY: looks}
+            found = sorted(failures, key=lambda failure: failure.row)
+            index = self.span.start // job.store.plan.block_rows
+            try:
+                write_block(job.store, index, arrays, found, job.made_with)
+            except OSError as error:
+                size = sum(values.nbytes for values in arrays.values())
+                raise DataError(
+                    f"{job.store.path}: block {index} ({size / 1e6:.1f} MB) could not be written: {error.strerror or error}. "
+                    "Blocks before it are safe; run the same command again when there is room."
+                ) from error
+
+
+class Writer:
+    """Writes one block while the next is encoded, in a thread of its own.
+
+    No more than one is on its way, so that a process that is killed costs that block and the unfinished one behind it.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def put(self, block: Block) -> None:
+        """Have a complete block written once the one before it is.
+
+        Raises:
+            DataError: A block before it could not be written.
+
+        """
+        self.check(wait=True)
+        self._writing = self._thread.submit(block.write)
+
+    def check(self, *, wait: bool = False) -> None:
+        """Raise what became of a block that could not be written; with ``wait`` once it is.
+
+        Raises:
+            DataError: The disk refused.
+
+        """
+        if self._writing is not None and (wait or self._writing.done()):
+            writing, self._writing = self._writing, None
+            writing.result()

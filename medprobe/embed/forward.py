@@ -1,0 +1,198 @@
+"""Forward passes over batches of images, launched ahead of their results where the device works by itself."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from medprobe.embed.precision import autocast
+from medprobe.encoders.base import Encoder
+from medprobe.errors import DataError
+
+log = logging.getLogger("medprobe")
+
+_CPU_BATCH = 32
+_FIRST_BATCH, _LARGEST_BATCH = 64, 1024
+_STAGED_BYTES = 1 << 29  # of one batch as 8-bit pixels
+_TRIES = 3  # batches of a size that are timed; the first of them finds its kernels and counts for nothing
+_WORTH = 1.03
+
+
+class BatchSize:
+    """How many images a forward pass takes; grows while that makes it faster, and shrinks when the memory is full.
+
+    Args:
+        size: What to begin with.
+        largest: How far it may grow; no further than ``size`` unless given.
+
+    """
+
+    def __init__(self, size: int, largest: int | None = None) -> None:
+        self.size = size
+        self._largest = largest or size
+        self._seconds: list[float] = []
+        self._best = float("inf")
+
+    @classmethod
+    def of(cls, chosen: int | None, device: torch.device, image_bytes: int) -> BatchSize:
+        """Return what the user chose, or where to begin on a device with 8-bit images of so many bytes."""
+        if chosen is not None:
+            return cls(chosen)
+        if device.type != "cuda":
+            return cls(_CPU_BATCH)  # a processor gains nothing from more, and equal batches give equal bytes
+        largest = max(1, min(_LARGEST_BATCH, _STAGED_BYTES // image_bytes))
+        return cls(min(_FIRST_BATCH, largest), largest)
+
+    def took(self, images: int, seconds: float) -> None:
+        """Take note of what a batch took, and double the size while an image becomes cheaper by it."""
+        if images != self.size or self.size * 2 > self._largest:
+            return
+        self._seconds.append(seconds / images)
+        if len(self._seconds) < _TRIES:
+            return
+        an_image, self._seconds = min(self._seconds[1:]), []
+        if an_image * _WORTH < self._best:
+            self._best = an_image
+            self.size *= 2
+        else:
+            self._largest = self.size = max(1, self.size // 2)
+
+    def halve(self) -> None:
+        """Take half, and never again more."""
+        self._largest = self.size = max(1, self.size // 2)
+        self._seconds = []
+
+
+@dataclass
+class Batch:
+    """A forward pass under way.
+
+    Attributes:
+        images: 8-bit pixels (B, H, W, 3).
+        views: Float32 (B, width); complete once ``ready``.
+        ready: Recorded behind the copies to the host, None where nothing is left to wait for.
+        began: Recorded ahead of the copy to the device.
+        seconds: What the pass took, known with ``views`` where the device works by itself.
+
+    """
+
+    images: torch.Tensor
+    views: dict[str, torch.Tensor]
+    seconds: float = 0.0
+    began: torch.cuda.Event | None = None
+    ready: torch.cuda.Event | None = None
+
+    def wait(self) -> dict[str, np.ndarray]:
+        """Return every view, float32 (B, width), once they are there."""
+        if self.ready is not None and self.began is not None:
+            self.ready.synchronize()
+            self.seconds = self.began.elapsed_time(self.ready) / 1000
+        return {view: values.cpu().numpy() for view, values in self.views.items()}
+
+
+@dataclass
+class Forward:
+    """An encoder at work in one precision, in batches that fit its device.
+
+    Attributes:
+        encoder: On its device.
+        precision: What it computes in.
+        batch: Size of a batch.
+
+    """
+
+    encoder: Encoder
+    precision: str
+    batch: BatchSize = field(default_factory=lambda: BatchSize(_CPU_BATCH))
+
+    @property
+    def ahead(self) -> int:
+        """Batches to launch before the result of the first is waited for."""
+        return 0 if self.encoder.device.type == "cpu" else 1
+
+    def staging(self, images: int) -> torch.Tensor:
+        """Return memory for 8-bit pixels (images, H, W, 3); page-locked for a CUDA device, so that copies need no waiting.
+
+        It is used once: PyTorch's allocator gives it out again when the copy that was launched from it is done.
+        """
+        size = (images, *self.encoder.preprocess.geometry.size, 3)
+        return torch.empty(size, dtype=torch.uint8, pin_memory=self.encoder.device.type == "cuda")
+
+    def launch(self, images: torch.Tensor) -> list[Batch]:
+        """Begin the forward passes over 8-bit images (B, H, W, 3), in as many parts as the memory wants.
+
+        Raises:
+            DataError: One image alone does not fit.
+
+        """
+        parts: list[Batch] = []
+        start = 0
+        while start < len(images):
+            part = images[start : start + self.batch.size]
+            out_of_memory = False
+            try:
+                parts.append(self._launch(part))
+            except torch.OutOfMemoryError:
+                if self.batch.size == 1:
+                    raise DataError(
+                        f"{self.encoder.name}: one image does not fit the memory of {self.encoder.device}"
+                    ) from None
+                out_of_memory = True
+            if out_of_memory:  # outside the except block, whose error would keep the tensors alive
+                self.batch.halve()
+                torch.cuda.empty_cache()
+                log.warning("%s: out of memory, going on with batches of %d", self.encoder.name, self.batch.size)
+            else:
+                start += len(part)
+        return parts
+
+    def finish(self, parts: list[Batch]) -> dict[str, np.ndarray]:
+        """Return every view of launched parts as float32 (B, width).
+
+        A row that is not finite is computed once more in fp32, and stays as it is if that does not help.
+        """
+        found = []
+        for part in parts:
+            views = part.wait()
+            self.batch.took(len(part.images), part.seconds)
+            if self.precision != "fp32":
+                bad = ~np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in views.values()])
+                if bad.any():
+                    again = self.encoder.encode(to_pixels(self.encoder, part.images[torch.from_numpy(bad)]))
+                    for view, values in again.items():
+                        views[view][bad] = values.cpu().numpy()
+            found.append(views)
+        return {view: np.concatenate([views[view] for views in found]) for view in self.encoder.views}
+
+    def encode(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Return every view as float32 (B, width) for 8-bit images (B, H, W, 3)."""
+        staged = self.staging(len(images))
+        staged.numpy()[:] = images
+        return self.finish(self.launch(staged))
+
+    def _launch(self, images: torch.Tensor) -> Batch:
+        if self.encoder.device.type != "cuda":
+            started = time.perf_counter()
+            return Batch(images, self._views(images), time.perf_counter() - started)
+        began, ready = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        stream = torch.cuda.current_stream(self.encoder.device)
+        began.record(stream)
+        views = {view: values.to("cpu", non_blocking=True) for view, values in self._views(images).items()}
+        ready.record(stream)
+        return Batch(images, views, began=began, ready=ready)
+
+    def _views(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        pixels = to_pixels(self.encoder, images)
+        with autocast(self.precision, self.encoder.device):
+            return self.encoder.encode(pixels)
+
+
+def to_pixels(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
+    """Return normalised pixels on the encoder's device, in the memory order that convolutions are fastest in."""
+    if encoder.device.type == "cuda":
+        images = images.to(encoder.device, non_blocking=True)
+    return encoder.normalize(images).contiguous(memory_format=torch.channels_last)
