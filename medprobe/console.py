@@ -70,7 +70,8 @@ class ProgressLine:
             rate = progress.done / (self._said - self._started)
             left = (progress.total - progress.done) / rate if rate else math.inf
             failed = f", {progress.failures} failed" if progress.failures else ""
-            print(f"{progress.done}/{progress.total} images, {rate:.0f}/s, {left:.0f} s left{failed}", file=sys.stderr)
+            said = f"{progress.done}/{progress.total} images, {rate:.0f}/s, {left:.0f} s left"
+            print(f"{said}, {_shares(progress, self._said - self._started)}{failed}", file=sys.stderr)
 
     def _update_bar(self, progress: Progress) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -90,11 +91,16 @@ class ProgressLine:
             self._bar.start()
             self._task = self._bar.add_task("embed", total=progress.total, rate=0.0, failed="", shares="")
         seconds = max(time.monotonic() - self._started, 1e-9)
-        shares = f"reading {progress.reading / seconds:.0%}, encoding {progress.encoding / seconds:.0%}"
+        shares = _shares(progress, seconds)
         failed = f"{progress.failures} failed" if progress.failures else ""
         self._bar.update(
             self._task, completed=progress.done, rate=progress.done / seconds, failed=failed, shares=shares
         )
+
+
+def _shares(progress: Progress, seconds: float) -> str:
+    spent = {"reading": progress.reading, "encoding": progress.encoding, "writing": progress.writing}
+    return ", ".join(f"{what} {of_it / seconds:.0%}" for what, of_it in spent.items())
 
 
 class TrainingLine:

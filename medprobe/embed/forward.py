@@ -34,6 +34,7 @@ class BatchSize:
     def __init__(self, size: int, largest: int | None = None) -> None:
         self.size = size
         self._largest = largest or size
+        self._settled = self._largest == size
         self._seconds: list[float] = []
         self._best = float("inf")
 
@@ -49,22 +50,24 @@ class BatchSize:
 
     def took(self, images: int, seconds: float) -> None:
         """Take note of what a batch took, and double the size while an image becomes cheaper by it."""
-        if images != self.size or self.size * 2 > self._largest:
+        if self._settled or images != self.size:
             return
         self._seconds.append(seconds / images)
         if len(self._seconds) < _TRIES:
             return
         an_image, self._seconds = min(self._seconds[1:]), []
-        if an_image * _WORTH < self._best:
-            self._best = an_image
+        if an_image * _WORTH >= self._best:
+            self.halve()
+            return
+        self._best = an_image
+        self._settled = self.size * 2 > self._largest
+        if not self._settled:
             self.size *= 2
-        else:
-            self._largest = self.size = max(1, self.size // 2)
 
     def halve(self) -> None:
         """Take half, and never again more."""
-        self._largest = self.size = max(1, self.size // 2)
-        self._seconds = []
+        self.size = max(1, self.size // 2)
+        self._settled = True
 
 
 @dataclass

@@ -63,7 +63,8 @@ def ray_workers(work: Work, devices: Sequence[str]) -> list[Worker]:
     kind = devices[0].partition(":")[0]
     n = len(devices)
     if kind == "cuda":
-        n = int(ray.cluster_resources().get("GPU", 0))
+        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        n = int(there.get("GPU", 0))
         if not n:
             raise UsageError("--engine ray --device cuda: the cluster has no GPU")
     shared = ray.put(work)
