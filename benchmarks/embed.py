@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 from decode import picture
-from embed_peers import PEERS
+from embed_peers import PEERS, absent
 from precision import initialised
 
 import medprobe
@@ -187,6 +187,8 @@ def main() -> None:
         f"torch {torch.__version__}, {where}, {default_workers()} cores, bf16 by itself: {choose_precision('auto', found)}"
     )
     print(f"{options.images} images, {options.rounds} rounds; images/s and medians of ratios")
+    if options.peers:
+        print("not compared here:", "; ".join(absent()))
     with (
         tempfile.TemporaryDirectory() as scratch,
         ProcessPoolExecutor(default_workers(), mp_context=get_context("spawn")) as pool,

@@ -17,6 +17,7 @@ Peer = Callable[[Encoder, Sequence[str], torch.device, int], float]
 _UNMEASURED = {
     "thingsvision": "2.7 pins torchvision 0.15 and numpy 1",
     "clip_retrieval": "2.45 pins numpy 1 and embeds with CLIP alone",
+    "lightly_train": "embeds with checkpoints of its own",
     "eva": "wants its own data sets and configuration",
 }
 
