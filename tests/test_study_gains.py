@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -98,11 +100,9 @@ def test_a_hold_out_of_each_seed_resamples_the_patients_of_all():
 def test_methods_are_compared_on_what_all_were_tested_on():
     data = toy(seeds=(0,))
     p = data["good"][0]
-    data["good"][0] = Predictions(p.ids[3:], p.groups[3:], p.y[3:], p.proba[:, 3:], p.task, p.classes)
-    odd = toy(seeds=(0,))["good"][0]
-    data["odd"] = {0: Predictions(odd.ids, odd.groups, odd.y, odd.proba, odd.task, np.array(["no", "yes"]))}
-    wrong = toy(seeds=(0,))["good"][0]
-    data["wrong"] = {0: Predictions(wrong.ids, wrong.groups, 1 - wrong.y, wrong.proba, wrong.task, wrong.classes)}
+    data["odd"] = {0: replace(p, classes=np.array(["no", "yes"]))}
+    data["wrong"] = {0: replace(p, y=1 - p.y)}
+    data["good"][0] = replace(p, ids=p.ids[3:], groups=p.groups[3:], y=p.y[3:], proba=p.proba[:, 3:])
     found = resampled(data, "auroc", 20, 0)
     assert found.n_images == N - 3
     assert set(found.runs) == {"good", "base"}
@@ -119,10 +119,10 @@ def test_lower_is_better_and_a_baseline_without_a_ratio():
     )
     assert loss.gain("good", "base").value > 0
     contrary = toy(strengths=(1.0, -2.0))
-    kappa = resampled(
-        {m: {s: Predictions(p.ids, p.groups, p.y, p.proba, "ordinal", p.classes) for s, p in by.items()} for m, by in contrary.items()},
-        "quadratic_kappa", 50, 0,
-    )  # fmt: skip
+    ordinal = {
+        method: {s: replace(p, task="ordinal") for s, p in by_seed.items()} for method, by_seed in contrary.items()
+    }
+    kappa = resampled(ordinal, "quadratic_kappa", 50, 0)
     assert kappa.value("base", 0.95).value < 0
     assert np.isnan(kappa.gain("good", "base").value)
 

@@ -14,7 +14,7 @@ from medprobe.errors import DataError
 from medprobe.results import Results, read_results, write_results
 from medprobe.study.schema import Cell
 
-CELLS, FAILURES, STORES = "cells", "failures", "stores"
+CELLS, FAILURES, STORES, FINETUNED = "cells", "failures", "stores", "finetuned"
 _RECORD = "cell.json"
 
 
@@ -76,6 +76,10 @@ class Cache:
         self._failure(cell).unlink(missing_ok=True)
         for left in folder.parent.glob(f".{folder.name}.*.draft"):  # by runs that were killed
             shutil.rmtree(left, ignore_errors=True)
+
+    def checkpoints(self, cell: Cell, source: Mapping[str, Any]) -> Path:
+        """Return where a fine-tuning keeps its checkpoints, to go on from."""
+        return self.out / FINETUNED / f"{self.folder(cell).name}-{digest(dict(source))[:8]}"
 
     def fail(self, cell: Cell, reason: str) -> None:
         """Keep the reason why a cell could not be run."""

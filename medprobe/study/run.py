@@ -200,7 +200,7 @@ class _Ground:
 
 def _run_cell(cell: Cell, cache: Cache, ground: _Ground) -> CellReport:
     try:
-        run, source = _prepared(cell, ground)
+        run, source = _prepared(cell, cache, ground)
         if cache.holds(cell, source):
             return CellReport(cell, CACHED)
         cache.write(cell, source, run())
@@ -212,7 +212,7 @@ def _run_cell(cell: Cell, cache: Cache, ground: _Ground) -> CellReport:
     return CellReport(cell, COMPUTED)
 
 
-def _prepared(cell: Cell, ground: _Ground) -> tuple[Callable[[], Results], dict[str, Any]]:
+def _prepared(cell: Cell, cache: Cache, ground: _Ground) -> tuple[Callable[[], Results], dict[str, Any]]:
     """Return what computes a cell, and what it rests on."""
     if cell.head.finetune is None:
         stores, failed = ground.stores
@@ -225,7 +225,8 @@ def _prepared(cell: Cell, ground: _Ground) -> tuple[Callable[[], Results], dict[
         raise manifest
     if manifest is None:
         raise UsageError("fine-tuning needs the images, which are not there (--data-root)")
-    return lambda: _finetune(cell, manifest, ground.machine), source_of_images(manifest, cell.encoder)
+    source = source_of_images(manifest, cell.encoder)
+    return lambda: _finetune(cell, manifest, source, cache, ground.machine), source
 
 
 def _probe(cell: Cell, store: FeatureStore) -> Results:
@@ -233,42 +234,39 @@ def _probe(cell: Cell, store: FeatureStore) -> Results:
 
     head = cell.head
     return probe(
-        store, cell.data.target,
-        probes=() if head.probe is None else [head.probe],
-        preset=head.preset,
-        view=cell.view or None,
-        shots=[cell.shots] if cell.shots else (),
-        repeats=head.repeats,
-        pca=head.pca,
-        n_resamples=cell.resamples,
-        # Few labels are drawn with this seed and those after it: no draw is to be in two cells.
-        seed=cell.seed * head.repeats if cell.shots else cell.seed,
-        **{key: getattr(cell.data, key) for key in ASKING_KEYS},
+        store, cell.data.target, probes=() if head.probe is None else [head.probe], preset=head.preset,
+        view=cell.view or None, pca=head.pca, **_asked(cell),
     )  # fmt: skip
 
 
-def _finetune(cell: Cell, manifest: Manifest, machine: Machine) -> Results:
+def _finetune(cell: Cell, manifest: Manifest, source: Mapping[str, Any], cache: Cache, machine: Machine) -> Results:
     try:
         from medprobe.finetune.run import finetune
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"fine-tuning needs {error.name}, which is not installed: pip install 'medprobe[embed]'"
+            f"fine-tuning needs {error.name}, which is not installed: pip install 'medprobe[finetune]'"
         ) from None
-    settings = {key: getattr(cell.head, key) for key in FINETUNE_KEYS}
-    asked = {key: getattr(cell.data, key) for key in ASKING_KEYS}
+    given = {key: getattr(cell.head, key) for key in FINETUNE_KEYS} | {"warmup_steps": cell.data.warmup_steps}
     found: Results = finetune(
-        manifest, cell.encoder.name, cell.data.target,
-        mode=cell.head.finetune,
-        preset=cell.head.preset,
-        weights=cell.encoder.weights,
-        image_size=cell.encoder.image_size,
-        normalize=cell.data.normalize,
-        device=machine.device,
-        n_resamples=cell.resamples,
-        seed=cell.seed,
-        **{key: value for key, value in {**settings, **asked}.items() if value not in (None, ())},
+        manifest, cell.encoder.name, cell.data.target, mode=cell.head.finetune, preset=cell.head.preset,
+        weights=cell.encoder.weights, image_size=cell.encoder.image_size, window=cell.data.window,
+        normalize=cell.data.normalize, precision=cell.precision, device=machine.device, workers=machine.workers,
+        out=cache.checkpoints(cell, source), **_asked(cell),
+        **{key: value for key, value in given.items() if value is not None},
     )  # fmt: skip
     return found
+
+
+def _asked(cell: Cell) -> dict[str, Any]:
+    """Return the arguments that a probe and a fine-tuning have in common."""
+    return {
+        **{key: getattr(cell.data, key) for key in ASKING_KEYS},
+        "shots": [cell.shots] if cell.shots else (),
+        "repeats": cell.head.repeats,
+        "n_resamples": cell.resamples,
+        # Few labels are drawn with this seed and those after it: no draw is to be in two cells.
+        "seed": cell.seed * cell.head.repeats if cell.shots else cell.seed,
+    }
 
 
 def _look(cache: Cache, cell: Cell) -> CellReport:

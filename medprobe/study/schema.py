@@ -13,7 +13,7 @@ from medprobe.errors import UsageError
 
 # What `medprobe.finetune` is told beside data, model and target; the modes are those of its --mode.
 FINETUNE_MODES = ("full", "partial", "linear", "lora", "deit-head")
-FINETUNE_KEYS = ("unfreeze_from", "frozen", "lr", "epochs", "batch_size")
+FINETUNE_KEYS = ("unfreeze_from", "freeze", "lora_rank", "lr", "weight_decay", "epochs", "patience", "batch_size")
 # Of a data set: how its images are read, and what is asked of them.
 READING_KEYS = ("dataset", "labels", "labels_key", "path_col", "box_cols", "mask_col", "frames")
 ASKING_KEYS = (
@@ -30,6 +30,7 @@ class Data:
         name: What it is called in tables, and the folder of its stores.
         path: Folder, table or ``.npz``, relative to the data root; ``${NAME}`` is an environment variable.
         target: What is predicted.
+        warmup_steps: Of a fine-tuning: how long the rate rises is a matter of the size of the data set.
 
     """
 
@@ -48,6 +49,7 @@ class Data:
     relabel: tuple[str, ...] = ()
     uncertain: str | None = None
     duplicates: str = "error"
+    warmup_steps: int | None = None
     normalize: str = "encoder"
     window: str = "file"
     dataset: str | None = None
@@ -109,9 +111,12 @@ class Head:
     encoders: tuple[str, ...] = ()
     against: str | None = None
     unfreeze_from: int | None = None
-    frozen: bool | None = None
+    freeze: bool | None = None
+    lora_rank: int | None = None
     lr: float | None = None
+    weight_decay: float | None = None
     epochs: int | None = None
+    patience: int | None = None
     batch_size: int | None = None
 
     @property

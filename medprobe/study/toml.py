@@ -247,8 +247,8 @@ def _check_head(where: str, head: Head) -> None:
     given = [key for key in FINETUNE_KEYS if getattr(head, key) is not None]
     if given and head.finetune is None:
         raise UsageError(f"{where}: '{given[0]}' goes with 'finetune'")
-    if head.finetune is not None and (head.shots or head.pca is not None):
-        raise UsageError(f"{where}: 'shots' and 'pca' go with a probe of stored features")
+    if head.finetune is not None and head.pca is not None:
+        raise UsageError(f"{where}: 'pca' goes with a probe of stored features")
     if kinds == ["preset"] and head.name is not None:
         raise UsageError(f"{where}: a preset's probes have names of their own: leave out 'name'")
     if head.repeats < 1 or any(shots < 1 for shots in head.shots) or any(seed < 0 for seed in head.seeds):
