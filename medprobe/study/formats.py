@@ -22,7 +22,8 @@ from medprobe.study.show import Column, StudyTable
 if TYPE_CHECKING:
     from medprobe.study.gains import Estimate
 
-_FILE_WIDTH = 150
+_FILE_WIDTH = 170
+_NAME_WIDTH = 36  # an encoder of so long a name stays in one line
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -44,7 +45,9 @@ def text_table(table: StudyTable) -> Table:
     best = best_lines(table)
     title = f"{table.study.name}: gain over {table.study.baseline}"
     shown = Table(title=escape(title), title_justify="left", title_style="bold", show_lines=True)
-    for name in ("encoder", "view", "head"):
+    short = max((len(line.method.encoder) for line in table.lines), default=0) <= _NAME_WIDTH
+    shown.add_column("encoder", no_wrap=short, overflow="fold")
+    for name in ("view", "head"):
         shown.add_column(name, overflow="fold")
     for column in table.columns:
         shown.add_column(escape("\n".join([column.data, metric_name(column), people(column)])), justify="right")

@@ -134,7 +134,13 @@ def show_study(
     cells = study.cells(only)
     cache = Cache(folder)
     wanted = {cell.data.name for cell in cells}
-    beside = [cell for cell in study.cells() if cell.data.name in wanted and cell.encoder.name == study.baseline]
+    heads = {cell.head for cell in cells}
+    heads |= {_head(study, head.against) for head in heads if head.against is not None}
+    beside = [
+        cell
+        for cell in study.cells()
+        if cell.data.name in wanted and cell.encoder.name == study.baseline and cell.head in heads
+    ]
     found: dict[str, _Found] = {}
     unfinished: dict[tuple[str, ...], list[Cell]] = {}
     shown: set[Method] = set()
