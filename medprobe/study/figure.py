@@ -28,14 +28,10 @@ def gain_figure(table: StudyTable) -> Chart:
     lines = [line for line in table.lines if math.isfinite(line.gain.value)]
     if not lines:
         raise UsageError("no figure: no method has a gain over the baseline on every data set (medprobe study run)")
-    heads = list(dict.fromkeys(line.method.head for line in lines))
-    several = len({line.method.view for line in lines if line.method.encoder == table.study.baseline}) > 1 or any(
-        other.method.encoder == line.method.encoder
-        and other.method.head == line.method.head
-        and other.method.view != line.method.view
-        for line in lines
-        for other in lines
-    )
+    shown = {line.method.head for line in lines}
+    heads = [label for head in table.study.heads for label in head.labels if label in shown]
+    # The view is named where there is more than one of it.
+    several = len({(line.method.encoder, line.method.head) for line in lines}) < len(lines)
     records = [
         {
             "method": ", ".join([line.method.encoder, *([line.method.view] if several else []), line.method.head]),
