@@ -20,7 +20,9 @@ def main(folder: Path) -> None:
     save(gain_figure(table), DOCS / "images" / "study-mini.svg")
     page = DOCS / "study.md"
     shown = f"<!-- table -->\n```\n{to_text(table)}```\n<!-- /table -->"
-    text = re.sub(r"<!-- table -->.*<!-- /table -->", lambda _: shown, page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = re.sub(
+        r"<!-- table -->.*<!-- /table -->", lambda _: shown, page.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
     page.write_text(text, encoding="utf-8")
 
 

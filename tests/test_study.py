@@ -433,14 +433,6 @@ def test_names_mean_nothing_to_latex():
     assert tex("-1.5 to 2, ViT-B-16") == "$-$1.5 to 2, ViT-B-16"
 
 
-def _values(part):
-    """Yield the inline data of a chart, and of its parts."""
-    if "values" in part.get("data", {}):
-        yield part["data"]["values"]
-    for layer in part.get("layer", ()):
-        yield from _values(layer)
-
-
 def test_the_figure_shows_a_bar_a_method(finished, tmp_path):
     pytest.importorskip("altair")
     pytest.importorskip("vl_convert")
@@ -448,7 +440,8 @@ def test_the_figure_shows_a_bar_a_method(finished, tmp_path):
 
     path, out = finished
     table = show_study(path, folder=out)
-    records = next(_values(gain_figure(table).to_dict()))
+    chart = gain_figure(table).to_dict()
+    records = chart["datasets"][chart["data"]["name"]]
     assert [r["gain"] for r in records] == [line.gain.value for line in table.lines]
     assert {r["head"] for r in records} == {"ridge", "means, 1 shot", "means, 3 shots"}
     figure = tmp_path / "gain.svg"
