@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_store
+from dataset_helpers import aptos, chexpert, ddsm, isic
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from study_helpers import SMALL, small_study
@@ -23,8 +25,9 @@ from typer.testing import CliRunner
 
 import medprobe
 from medprobe.cli import app
-from medprobe.datasets import DATASETS
 from medprobe.errors import DataError, UsageError
+from medprobe.finetune.heads import MODES
+from medprobe.finetune.run import finetune
 from medprobe.results import Results
 from medprobe.study import read_study, run_study, show_study
 from medprobe.study.cache import Cache
@@ -235,6 +238,18 @@ def test_what_fails_is_reported_and_the_rest_goes_on(tmp_path):
         show_study(path, folder=tmp_path / "nowhere")
 
 
+def test_an_interrupt_says_that_the_same_command_goes_on(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medprobe.probe.run.probe", interrupted)
+    only = ["--only", "encoder=baseline/pixels", "--only", "data=bright*"]
+    done = command("-q", "study", "run", small_study(tmp_path), "-o", tmp_path / "out", "--workers", "0", *only)
+    assert done.exit_code == 4
+    assert "run the same command again" in done.stderr
+    assert not (tmp_path / "out" / "failures").exists()
+
+
 def test_ranks_share_out_pairs_and_compute_what_one_process_does(finished, tmp_path):
     path, out = finished
     parts = [
@@ -342,12 +357,7 @@ against = "ridge"
 
 
 def test_the_keys_of_fine_tuning_are_arguments_of_finetune():
-    run = pytest.importorskip("medprobe.finetune.run")
-    import inspect
-
-    from medprobe.finetune.heads import MODES
-
-    known = inspect.signature(run.finetune).parameters
+    known = inspect.signature(finetune).parameters
     assert set(FINETUNE_KEYS) | {"mode", "warmup_steps", "weights", "image_size", "window", "out"} <= set(known)
     assert set(MODES) == set(FINETUNE_MODES)
 
@@ -452,8 +462,6 @@ def test_the_figure_shows_a_bar_a_method(finished, tmp_path):
 
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_studies_are_valid(name):
-    if "ddsm" not in DATASETS and name in {"wacv2024", "wacv2024-grouped", "followup2025"}:
-        pytest.skip("needs the reader of DDSM")
     study = read_study(name)
     assert study.name == name
     assert (ROOT / "studies" / f"{name}.toml").read_bytes() == shipped()[name].read_bytes()
@@ -470,11 +478,10 @@ def test_the_documentation_names_every_key():
 
 def test_the_four_data_sets_of_the_study_go_from_their_layouts_to_a_table(tmp_path):
     """wacv2024.toml on small folders in the official layouts, with an encoder that needs no download."""
-    layouts = pytest.importorskip("dataset_helpers")
-    layouts.aptos(tmp_path / "aptos2019", 60)
-    layouts.ddsm(tmp_path / "ddsm")
-    layouts.isic(tmp_path / "isic2019", 120)
-    layouts.chexpert(tmp_path / "chexpert", 60)
+    aptos(tmp_path / "aptos2019", 60)
+    ddsm(tmp_path / "ddsm")
+    isic(tmp_path / "isic2019", 120)
+    chexpert(tmp_path / "chexpert", 60)
     text = shipped()["wacv2024"].read_text()
     text = re.sub(r"\[\[encoder\]\]\n(.+\n)+", "", text).replace('"imagenet/deit-b"', '"baseline/pixels"')
     text = text.split("[[head]]")[0].replace("seeds = [0, 1, 2]", "seeds = [0]\nresamples = 20")

@@ -144,6 +144,7 @@ def show_study(
     found: dict[str, _Found] = {}
     unfinished: dict[tuple[str, ...], list[Cell]] = {}
     shown: set[Method] = set()
+    asked = set(cells)
     for cell in dict.fromkeys((*cells, *beside)):
         results = cache.read(cell)
         if results is None:
@@ -153,7 +154,7 @@ def show_study(
             of_data = found.setdefault(cell.data.name, _Found())
             of_data.rows.setdefault(method, row)
             of_data.predictions.setdefault(method, {})[cell.seed] = predictions
-            if cell in cells:
+            if cell in asked:
                 shown.add(method)
     if not found:
         hints = "".join(f"\n  {cell}: {cache.failure(cell)}" for cell in cells[:5] if cache.failure(cell))
