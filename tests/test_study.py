@@ -295,65 +295,46 @@ def test_engines_are_named_and_ray_is_asked_for(finished, monkeypatch):
         run_study(path, out=out, engine="ray")
 
 
-def test_fine_tuned_heads_are_told_what_probes_are(tmp_path, monkeypatch):
-    """A stand-in for the training: what it is given, and that its rows stand in the table beside the probes'."""
+def test_fine_tuned_heads_stand_beside_probes(tmp_path, monkeypatch):
     calls = []
 
-    def finetune(data, model, target, **arguments):
-        calls.append((data, model, target, arguments))
-        samples = data.samples.assign(id=[f"s{i}" for i in range(len(data))])
-        X = np.random.default_rng(0).normal(size=(len(data), 3)).astype(np.float32)
-        store = make_store(tmp_path / f"s{len(calls)}.zarr", X, samples, group="patient", split="split", encoder=model)
-        names = ("metric", "group", "split_col", "n_folds", "n_resamples", "seed")
-        found = medprobe.probe(store, target, probes=["ridge"], **{k: arguments[k] for k in names})
-        ids = {f"s{i}": name for i, name in enumerate(data.samples["id"])}
-        for predictions in found.predictions.values():
-            predictions.ids[:] = [ids[i] for i in predictions.ids]
-        return found
+    def recorded(*arguments, **named):
+        calls.append((arguments, named))
+        return finetune(*arguments, **named)
 
-    module = type(sys)("medprobe.finetune.run")
-    module.finetune = finetune
-    monkeypatch.setitem(sys.modules, "medprobe.finetune", type(sys)("medprobe.finetune"))
-    monkeypatch.setitem(sys.modules, "medprobe.finetune.run", module)
-    text = (
-        SMALL.split("[[head]]")[0]
-        + """
+    monkeypatch.setattr("medprobe.finetune.run.finetune", recorded)
+    tuned = """
 [[head]]
-probe = "ridge"
-
-[[head]]
-name = "trained"
-finetune = "deit-head"
-freeze = false
-lr = 1e-4
-seeds = [3]
+name = "tuned"
+finetune = "full"
+epochs = 1
+batch_size = 16
+lr = 1e-3
+seeds = [1]
 encoders = ["baseline/random-test_vit"]
 against = "ridge"
 """
-    )
-    path = small_study(tmp_path, text)
-    report = run_study(path, out=tmp_path / "out", workers=0)
+    path = small_study(tmp_path, SMALL.split("[[head]]")[0] + '[[head]]\nprobe = "ridge"\n' + tuned)
+    only = ["data=grades"]
+    report = run_study(path, out=tmp_path / "out", only=only, workers=0)
     assert [r.reason for r in report.cells if r.reason] == []
-    assert len(calls) == 2
-    data, model, target, given = calls[0]
-    assert (len(data), model, target) == (48, "baseline/random-test_vit", "label")
-    expected = {
-        "mode": "deit-head",
-        "freeze": False,
-        "lr": 1e-4,
-        "seed": 3,
-        "n_folds": 3,
-        "metric": "auroc",
-        "image_size": 32,
-    }
-    assert {k: given[k] for k in expected} == expected
-    assert Path(given["out"]).parent == tmp_path / "out" / "finetuned"
-    assert "epochs" not in given
-    table = show_study(path, folder=tmp_path / "out")
-    (line,) = [line for line in table.lines if line.method.head == "trained"]
-    assert line.against == "baseline/pixels, ridge"
-    assert np.isnan(line.gain.value)  # the baseline has no run with this seed
-    assert run_study(path, out=tmp_path / "out").count("cached") == len(report.cells)
+    (((data, model, target), given),) = calls
+    assert (len(data), model, target) == (80, "baseline/random-test_vit", "grade")
+    expected = {"mode": "full", "epochs": 1, "lr": 1e-3, "seed": 1, "split_col": "split", "metric": "quadratic_kappa"}
+    assert {key: given[key] for key in expected} == expected
+    assert given["image_size"] == 32
+    assert list(Path(given["out"]).glob("finetuned.safetensors"))
+    assert "patience" not in given
+    (line,) = [
+        line
+        for line in show_study(path, folder=tmp_path / "out", only=only).lines
+        if line.against == "baseline/pixels, ridge" and line.method.head == "tuned"
+    ]
+    cell = next(r.cell for r in report.cells if r.cell.head.finetune)
+    assert line.values["grades"].value == pytest.approx(Cache(tmp_path / "out").read(cell)[0].value, abs=1e-6)
+    assert np.isfinite(line.gain.value)  # over the seed that both have
+    assert run_study(path, out=tmp_path / "out", only=only).count("cached") == len(report.cells)
+    assert len(calls) == 1
 
 
 def test_the_keys_of_fine_tuning_are_arguments_of_finetune():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from medprobe.errors import UsageError
 from medprobe.study.run import CellReport, run_cells
@@ -30,7 +32,7 @@ def run_with_ray(
 
     """
     try:
-        import ray
+        ray: Any = import_module("ray")
     except ModuleNotFoundError:
         raise UsageError("--engine ray: needs Ray, which is not installed: pip install 'medprobe[ray]'") from None
     started = not ray.is_initialized()
