@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format parity venv clean
+.PHONY: demo test lint format parity study venv clean
 
 demo: venv
 	$(BIN)/medprobe demo
@@ -20,6 +20,12 @@ lint: venv
 # Compare every encoder with its reference and write the table that docs/encoders.md shows.
 parity: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m parity --parity-table docs/parity.md
+
+# Run studies/mini.toml on the images in DATA and write the table and figure that docs/study.md shows.
+DATA ?= ../shared/data
+study: venv
+	$(BIN)/medprobe study run mini --data-root $(DATA)
+	$(BIN)/python docs/study_example.py medprobe-mini
 
 format: venv
 	$(BIN)/ruff check --fix .

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from medprobe.commands import about, check, cka, data, embed, finetune, probe, report, results, stores
+from medprobe.commands import about, check, cka, data, embed, finetune, probe, report, results, stores, study
 from medprobe.commands.options import FAILED, INTERRUPTED, USAGE
 from medprobe.errors import MedprobeError, UsageError
 
@@ -80,6 +80,7 @@ for command in (
     about.demo,
 ):
     app.command()(command)
+app.add_typer(study.app, name="study")
 
 
 if __name__ == "__main__":

@@ -151,11 +151,15 @@ def ranks_table(ranks: Ranks) -> Table:
     table.add_column("rank", justify="right", style="bold")
     table.add_column("not told apart")
     for place, (method, average) in enumerate(zip(ranks.methods, ranks.average, strict=True)):
-        letters = "".join(chr(ord("a") + i) for i, (low, high) in enumerate(ranks.cliques) if low <= place <= high)
-        _add(table, *method, f"{average:.2f}", letters)
-    friedman = "" if math.isnan(ranks.p_value) else f"; Friedman's test: p = {_p_value(ranks.p_value)}"
-    table.caption = f"critical difference {ranks.critical_difference:.2f} (Nemenyi, 5 %){friedman}"
+        _add(table, *method, f"{average:.2f}", ranks.letters(place))
+    table.caption = ranks_caption(ranks)
     return table
+
+
+def ranks_caption(ranks: Ranks) -> str:
+    """Return what two average ranks have to differ by, and whether any do."""
+    friedman = "" if math.isnan(ranks.p_value) else f"; Friedman's test: p = {_p_value(ranks.p_value)}"
+    return f"critical difference {ranks.critical_difference:.2f} (Nemenyi, 5 %){friedman}"
 
 
 def print_leaderboard(rows: list[Row], to: Console | None = None) -> None:

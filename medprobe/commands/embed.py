@@ -6,7 +6,7 @@ import json as jsonlib
 import signal
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -29,6 +29,7 @@ from medprobe.commands.options import (
     VolumesChoice,
     WindowChoice,
     Workers,
+    interrupted,
     number,
 )
 from medprobe.errors import UsageError
@@ -115,7 +116,7 @@ def embed(
         raise UsageError(f"embed needs {error.name}, which is not installed: pip install 'medprobe[embed]'") from None
     if check not in {"stamp", "digest"}:
         raise UsageError(f"--check {check}: stamp or digest")
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupted)
     with ProgressLine(quiet=ctx.obj) as progress:
         reports = run(
             data,
@@ -187,7 +188,3 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -76,3 +76,8 @@ def rates(text: str | None) -> str | tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"--lr {text}: a rate such as 1e-4, several, or auto") from None
+
+
+def interrupted(*_: object) -> NoReturn:
+    """Take a signal as Ctrl-C: what is finished is kept, and the exit status says that there is more to do."""
+    raise KeyboardInterrupt

@@ -18,7 +18,7 @@ _OWN_NAME = r"(?:^|[^A-Za-z])([A-D]_\d{4})_\d\.(LEFT|RIGHT)_(CC|MLO)"
 
 
 def read(root: Path) -> Manifest:
-    """Return the manifest: ``label`` tells normal films (0) from others (1), the lists are the split.
+    """Return the manifest: ``label`` tells normal films (0) from others (1), the lists are the split, and ``split_study``.
 
     Raises:
         DataError: A list is missing or damaged, a file's name says no pathology, or none of the images are there.
@@ -36,6 +36,7 @@ def read(root: Path) -> Manifest:
             "patient": found[0],
             "side": found[1].str.lower(),
             "view": found[2],
+            "split_study": table["side"],
         }
     )
     notes = []

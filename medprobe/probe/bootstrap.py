@@ -155,7 +155,7 @@ def intervals(
     samples = _sampled(scorers, names, codes, n_groups, n_resamples, seed)
     result = {}
     for name, sample in samples.items():
-        low, high, degenerate = _ends(name, sample, n_groups, level)
+        low, high, degenerate = ends(name, sample, n_groups, level)
         if name == "ece" and low < 0:
             low = 0.0
         result[name] = Interval(sample.value, low, high, n_resamples, degenerate)
@@ -215,14 +215,17 @@ def paired_differences(
     found = []
     for a, b in pairs:
         sample = samples[a] - samples[b]
-        low, high, degenerate = _ends(name, sample, n_groups, level)
-        p_value = float("nan")
-        if np.isfinite(low):
-            # NaN compares as False; differences that are equal but for rounding count as equal.
-            as_large = np.count_nonzero(np.abs(sample.replicates - sample.value) >= abs(sample.value) - 1e-12)
-            p_value = (1 + as_large) / (1 + n_resamples - degenerate)
+        low, high, degenerate = ends(name, sample, n_groups, level)
+        p_value = p_of_zero(sample) if np.isfinite(low) else float("nan")
         found.append(PairedDifference(sample.value, low, high, p_value, n_resamples, degenerate))
     return found
+
+
+def p_of_zero(sample: Sample) -> float:
+    """Return the two-sided p-value of a number being zero; see :func:`paired_differences`."""
+    # NaN compares as False; numbers that are equal but for rounding count as equal.
+    as_large = np.count_nonzero(np.abs(sample.replicates - sample.value) >= abs(sample.value) - 1e-12)
+    return float((1 + as_large) / (1 + np.isfinite(sample.replicates).sum()))
 
 
 def delong(y: ArrayLike, score_a: ArrayLike, score_b: ArrayLike | None = None) -> DeLong:
@@ -295,7 +298,7 @@ def _resamples(codes: NDArray[Any], n_groups: int, n_resamples: int, seed: int) 
         yield _draw(codes, np.zeros(n_groups, dtype=np.int64), min(step, n_resamples - start), rng)
 
 
-def _jackknife(codes: NDArray[Any], n_groups: int, seed: int) -> NDArray[np.bool_]:
+def jackknife_weights(codes: NDArray[Any], n_groups: int, seed: int) -> NDArray[np.bool_]:
     """Return weights, shape (parts, n), that leave out one group, or one random part of many groups, at a time."""
     parts = min(n_groups, _JACKKNIFE_PARTS)
     part = np.random.default_rng(seed).permutation(n_groups) % parts
@@ -304,20 +307,27 @@ def _jackknife(codes: NDArray[Any], n_groups: int, seed: int) -> NDArray[np.bool
 
 
 @dataclass(frozen=True)
-class _Sample:
-    """A metric of the rows, of resamples of them, and without one group (or part) at a time."""
+class Sample:
+    """A number, such as a metric, that data give: what an interval is made from.
+
+    Attributes:
+        value: Of the rows.
+        replicates: Of resamples of them, shape (B,); NaN where it is undefined.
+        left_out: Without one group (or part of the groups) at a time, shape (parts,).
+
+    """
 
     value: float
     replicates: Floats
     left_out: Floats
 
-    def __sub__(self, other: _Sample) -> _Sample:
-        return _Sample(self.value - other.value, self.replicates - other.replicates, self.left_out - other.left_out)
+    def __sub__(self, other: Sample) -> Sample:
+        return Sample(self.value - other.value, self.replicates - other.replicates, self.left_out - other.left_out)
 
 
 def _sampled(
     scorers: Sequence[Scorer], names: Sequence[str], codes: NDArray[Any], n_groups: int, n_resamples: int, seed: int
-) -> dict[str, _Sample]:
+) -> dict[str, Sample]:
     def means(weights: NDArray[Any], rng: np.random.Generator | None = None) -> dict[str, Floats]:
         by_draw = [scorer.replicates_many(names, weights) for scorer in scorers]
         found = {name: np.stack([draw[name] for draw in by_draw]) for name in names}
@@ -329,15 +339,23 @@ def _sampled(
     rng = np.random.default_rng([seed, 1])  # of draws of labels: the same for all that are compared
     whole = means(np.ones((1, len(codes))))
     blocks = [means(weights, rng) for weights in _resamples(codes, n_groups, n_resamples, seed)]
-    left_out = means(_jackknife(codes, n_groups, seed))
+    left_out = means(jackknife_weights(codes, n_groups, seed))
     return {
-        name: _Sample(float(whole[name][0]), np.concatenate([block[name] for block in blocks]), left_out[name])
+        name: Sample(float(whole[name][0]), np.concatenate([block[name] for block in blocks]), left_out[name])
         for name in names
     }
 
 
-def _ends(name: str, sample: _Sample, n_groups: int, level: float) -> tuple[float, float, int]:
-    """Return the ends of the interval, NaN where there is none, and the number of degenerate resamples."""
+def ends(name: str, sample: Sample, n_groups: float, level: float) -> tuple[float, float, int]:
+    """Return the ends of the interval, NaN where there is none, and the number of degenerate resamples.
+
+    Args:
+        name: Of the metric: that of the calibration error is another interval.
+        sample: What it is made from.
+        n_groups: Number of groups, or what stands for it where several data sets have their parts in one number.
+        level: Coverage that it aims at.
+
+    """
     value, replicates, left_out = sample.value, sample.replicates, sample.left_out
     kept = replicates[np.isfinite(replicates)]
     degenerate = len(replicates) - len(kept)

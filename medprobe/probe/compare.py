@@ -76,6 +76,10 @@ class Ranks:
     cliques: tuple[tuple[int, int], ...]
     tasks: tuple[Question, ...]
 
+    def letters(self, place: int) -> str:
+        """Return the letters of a method's cliques: methods of one letter are not told apart."""
+        return "".join(chr(ord("a") + i) for i, (low, high) in enumerate(self.cliques) if low <= place <= high)
+
 
 @dataclass(frozen=True)
 class Comparison:
