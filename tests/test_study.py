@@ -6,6 +6,7 @@ import csv
 import inspect
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_store
 from dataset_helpers import aptos, chexpert, ddsm, isic
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
@@ -264,6 +264,17 @@ def test_ranks_share_out_pairs_and_compute_what_one_process_does(finished, tmp_p
     assert to_json(alone) == to_json(shared)
     with pytest.raises(UsageError, match="--rank and --world-size go together"):
         run_study(path, out=tmp_path, rank=1)
+
+
+def test_a_launcher_shares_out_pairs_and_nothing_else(tmp_path, monkeypatch):
+    path = small_study(tmp_path / "data")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        report = run_study(path, out=tmp_path / "out", only=["head=ridge"], workers=0, device="cpu")
+        assert {cell.state for cell in report.cells} == {"computed"}, report.cells
+        assert os.environ["RANK"] == rank
 
 
 def test_stores_go_without_their_images(finished, tmp_path):

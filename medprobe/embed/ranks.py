@@ -7,7 +7,8 @@ number of them.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from medprobe.errors import UsageError
@@ -64,6 +65,16 @@ def share_of(rank: int | None, world_size: int | None, environment: Mapping[str,
         local = environment.get(of_local, "0")
         return _checked(number, size, int(local) if local.isdigit() else 0, of_rank, of_size)
     return Share()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hide the launcher from all that runs in the context: what a rank does there, it does by itself."""
+    hidden = {name: os.environ.pop(name) for names in _LAUNCHERS for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _first(names: tuple[str, ...], environment: Mapping[str, str]) -> str:

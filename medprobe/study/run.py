@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medprobe.embed.ranks import share_of
+from medprobe.embed.ranks import alone, share_of
 from medprobe.errors import UsageError
 from medprobe.manifest import Manifest
 from medprobe.results import Results
@@ -124,11 +124,12 @@ def run_study(
         pairs = [pair for number, pair in enumerate(pairs) if share.has(number)]
         log.info("rank %d of %d: %d pairs of a data set and an encoder", share.rank, share.world_size, len(pairs))
         if device == "auto":
-            from medprobe.embed.precision import choose_device
+            from medprobe.embed.precision import choose_devices
 
-            machine = Machine(str(choose_device("auto", share.local_rank)), workers, batch_size)
+            machine = Machine(str(choose_devices("auto", share)[0]), workers, batch_size)
     mine = [cell for cell in cells if cell.pair in set(pairs)]
-    return StudyReport(study, folder, tuple(run_cells(mine, folder, machine, embedding, progress)))
+    with alone():  # a pair's blocks and trainings are not shared out once more
+        return StudyReport(study, folder, tuple(run_cells(mine, folder, machine, embedding, progress)))
 
 
 def run_cells(
@@ -248,7 +249,7 @@ def _finetune(cell: Cell, manifest: Manifest, source: Mapping[str, Any], cache: 
         ) from None
     given = {key: getattr(cell.head, key) for key in FINETUNE_KEYS} | {"warmup_steps": cell.data.warmup_steps}
     found: Results = finetune(
-        manifest, cell.encoder.name, cell.data.target, mode=cell.head.finetune, preset=cell.head.preset,
+        manifest, cell.encoder.name, cell.data.target, mode=str(cell.head.finetune), preset=cell.head.preset,
         weights=cell.encoder.weights, image_size=cell.encoder.image_size, window=cell.data.window,
         normalize=cell.data.normalize, precision=cell.precision, device=machine.device, workers=machine.workers,
         out=cache.checkpoints(cell, source), **_asked(cell),
