@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import itertools
 import multiprocessing
 import os
 import random
@@ -160,6 +161,13 @@ class Drills:
             return ["not byte for byte the undisturbed store after another run"]
         return list(open_store(self.path(out)).verify())
 
+    def lost(self, out: Path, log: Path) -> int:
+        """Return how many rows were encoded for nothing so far: they are not in the store."""
+        batches = [int(line) for line in log.read_text().split()] if log.exists() else []
+        encoded = sum(n for n in batches if n > 1)  # the encoder is tried on images one by one
+        kept = int(FeatureStore(self.path(out), partial=True).mask.sum()) if self.path(out).exists() else 0
+        return encoded - kept
+
     def kills(self, n: int, world_sizes: tuple[int, ...] = (1,)) -> tuple[list[str], list[float]]:
         """Kill processes at random moments, start others, until a store is whole; then begin another.
 
@@ -168,7 +176,7 @@ class Drills:
             world_sizes: Numbers of ranks, one after the other; each process is a rank of its own.
 
         Returns:
-            Violations, and how many blocks' worth of rows each store has computed again for each kill.
+            Violations, and for each kill how many blocks' worth of rows it has cost; of ranks at once the mean.
 
         """
         found: list[str] = []
@@ -176,29 +184,29 @@ class Drills:
         killed = 0
         while killed < n:
             out, log = self.fresh()
-            of_this, size = 0, world_sizes[0]
-            for turn in range(10_000):
+            for turn in itertools.count():
                 size = world_sizes[turn % len(world_sizes)]
+                before = self.lost(out, log)
                 ranks = [{"rank": r, "world_size": size} if size > 1 else {} for r in range(size)]
-                processes = [self.start(out, log, 0.002, **options) for options in ranks]
+                processes = [self.start(out, log, 0.02, **options) for options in ranks]
+                dead = 0
                 for process in processes:
-                    process.join(self.random.uniform(0, 0.6))
+                    process.join(self.random.uniform(0, 1.0))
                     if process.exitcode is None:
                         os.kill(process.pid, self.random.choice(_SIGNALS))
-                        of_this += 1
+                        dead += 1
                 for process in processes:
                     process.join(60)
                     if process.exitcode not in (0, 1, 4, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
                         found.append(f"a process ended with {process.exitcode}")
                 found += violations(self.path(out), self.reference)
+                if dead:
+                    again.append((self.lost(out, log) - before) / BLOCK / dead)
+                killed += dead
                 done = self.path(out).exists() and not FeatureStore(self.path(out), partial=True).missing_blocks
-                if done or killed + of_this >= n:
+                if done or killed >= n:
                     break
-            killed += of_this
             found += self.healed(out, log)
-            rows = sum(map(int, log.read_text().split())) if log.exists() else 0
-            tried = 2 * 4 * (turn * size + 2)  # each process tries the encoder on the first images, in two precisions
-            again.append(max(0, rows - (N - 1) - tried) / BLOCK / max(of_this, 1))
         return found, again
 
     def calls(self, every: int = 1, first: int = 1) -> tuple[list[str], int]:

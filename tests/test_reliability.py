@@ -27,7 +27,7 @@ def drills(tmp_path_factory: pytest.TempPathFactory) -> reliability.Drills:
 def test_kills_at_random_moments(drills):
     found, again = drills.kills(6)
     assert found == []
-    assert max(again) < 2  # the block on its way to the disk and the unfinished one behind it
+    assert max(again) <= 2  # the block on its way to the disk and the one behind it
 
 
 def test_kills_of_a_changing_number_of_ranks(drills):
