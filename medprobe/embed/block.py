@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
 
 import numpy as np
 
@@ -136,18 +137,24 @@ class Block:
 class Writer:
     """Writes one block while the next is encoded, in a thread of its own.
 
-    No more than one is on its way, so that a process that is killed costs that block and the unfinished one behind it.
+    No more than one is on its way, so that a process that is killed costs that block and the unfinished one behind it. What
+    passes between the threads goes through ``SimpleQueue``: the lock of a future, taken here at the moment of an interrupt,
+    would stay taken, and its thread wait for ever.
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
-        self._writing: Future[None] | None = None
+        self._blocks: SimpleQueue[Block | None] = SimpleQueue()
+        self._results: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._is_writing = False
+        self._thread = Thread(target=self._run, name="writer", daemon=True)
 
     def __enter__(self) -> Writer:
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()
+        self._blocks.put(None)
+        self._thread.join()
 
     def put(self, block: Block) -> None:
         """Have a complete block written once the one before it is.
@@ -157,7 +164,8 @@ class Writer:
 
         """
         self.check(wait=True)
-        self._writing = self._thread.submit(block.write)
+        self._is_writing = True
+        self._blocks.put(block)
 
     def check(self, *, wait: bool = False) -> None:
         """Raise what became of a block that could not be written; with ``wait`` once it is.
@@ -166,6 +174,17 @@ class Writer:
             DataError: The disk refused.
 
         """
-        if self._writing is not None and (wait or self._writing.done()):
-            writing, self._writing = self._writing, None
-            writing.result()
+        if self._is_writing and (wait or not self._results.empty()):
+            error = self._results.get()
+            self._is_writing = False
+            if error is not None:
+                raise error
+
+    def _run(self) -> None:
+        while (block := self._blocks.get()) is not None:
+            try:
+                block.write()
+            except BaseException as error:
+                self._results.put(error)
+            else:
+                self._results.put(None)

@@ -14,10 +14,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from queue import SimpleQueue
 from typing import Any, cast
 
 import numpy as np
@@ -142,8 +143,22 @@ def _pixel_bytes(chunk: Sequence[Payload], geometries: Sequence[Geometry]) -> in
     return len(chunk) * sum(3 * math.prod(geometry.size) for geometry in geometries)
 
 
-def _is_lost(future: Future[Decoded]) -> bool:
-    return future.done() and isinstance(future.exception(), BrokenProcessPool)
+@dataclass
+class _Asked:
+    """A task that the workers have.
+
+    ``done`` is no question to the future: its lock, taken here at the moment of an interrupt, would stay taken, and the pool's
+    own thread wait for ever.
+    """
+
+    task: Task
+    future: Future[Decoded]
+    done: bool = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether its worker was killed before it was done."""
+        return self.done and isinstance(self.future.exception(), BrokenProcessPool)
 
 
 class Decoder:
@@ -178,35 +193,45 @@ class Decoder:
                 yield decode(chunk, geometries)
             return
         rest = iter(tasks)
-        waiting: deque[tuple[Task, Future[Decoded]]] = deque()
+        finished: SimpleQueue[None] = SimpleQueue()  # an entry for each task that is done
+        waiting: deque[_Asked] = deque()
         while True:
-            self._fill_up(waiting, rest)
+            self._fill_up(waiting, rest, finished)
             if not waiting:
                 return
-            task, future = waiting[0]
-            if not future.done():
-                wait([f for _, f in waiting if not f.done()], return_when=FIRST_COMPLETED)
+            if not waiting[0].done:
+                finished.get()
                 continue
-            waiting.popleft()
+            first = waiting.popleft()
             try:
-                yield future.result()
+                yield first.future.result()
             except BrokenProcessPool:
                 self._stop()
-                yield self._one_by_one(*task)
-                waiting = deque((t, self._submit(*t) if _is_lost(f) else f) for t, f in waiting)
+                yield self._one_by_one(*first.task)
+                waiting = deque(a if a.done and not a.lost else self._ask(a.task, finished) for a in waiting)
 
-    def _fill_up(self, waiting: deque[tuple[Task, Future[Decoded]]], rest: Iterator[Task]) -> None:
-        if any(_is_lost(future) for _, future in waiting):
+    def _fill_up(self, waiting: deque[_Asked], rest: Iterator[Task], finished: SimpleQueue[None]) -> None:
+        if any(asked.lost for asked in waiting):
             return  # first comes the turn of those
-        bytes_waiting = sum(_pixel_bytes(*task) for task, _ in waiting)
-        at_work = sum(not future.done() for _, future in waiting)
+        bytes_waiting = sum(_pixel_bytes(*asked.task) for asked in waiting)
+        at_work = sum(not asked.done for asked in waiting)
         while at_work < self.workers * _AHEAD and (bytes_waiting < _WAITING_BYTES or len(waiting) < _AHEAD):
             task = next(rest, None)
             if task is None:
                 return
-            waiting.append((task, self._submit(*task)))
+            waiting.append(self._ask(task, finished))
             at_work += 1
             bytes_waiting += _pixel_bytes(*task)
+
+    def _ask(self, task: Task, finished: SimpleQueue[None]) -> _Asked:
+        asked = _Asked(task, self._submit(*task))
+
+        def note(_: Future[Decoded]) -> None:
+            asked.done = True
+            finished.put(None)
+
+        asked.future.add_done_callback(note)
+        return asked
 
     def _submit(self, chunk: Sequence[Payload], geometries: Sequence[Geometry]) -> Future[Decoded]:
         if self._pool is None:
