@@ -49,11 +49,11 @@ def read_folder(
         UsageError: A column or attribute does not exist, or a package for DICOM is not installed.
 
     """
-    found, left_out = _files(root)
+    found, left_out, links = _files(root)
     of_dicom = np.array([_may_be_dicom(name) for name in found], dtype=bool)
     asked = tags if series is None else (*tags, *TAGS)
     tree = read_tree([str(root / name) for name, said in zip(found, of_dicom, strict=True) if said], asked)
-    notes = []
+    notes = [f"{links} links to folders were not followed: what they lead to is left out"] if links else []
     if not tree.is_image.all():
         kept = np.ones(len(found), dtype=bool)
         kept[of_dicom] = tree.is_image
@@ -98,12 +98,17 @@ def read_folder(
     return Manifest(samples, images, Roles(bag=BAG), (*notes, *said_of_series), slicing=str(series))
 
 
-def _files(root: Path) -> tuple[list[str], Counter[str]]:
-    """Return the images below a folder, relative to it and sorted, and how many other files there are by suffix."""
+def _files(root: Path) -> tuple[list[str], Counter[str], int]:
+    """Return the images below a folder, relative to it and sorted, how many other files there are by suffix, and links.
+
+    Links to folders are not followed, since they may lead in a circle or out of the data; links to files are.
+    """
     found: list[str] = []
+    links = 0
     left_out: Counter[str] = Counter()
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        links += sum(Path(folder, name).is_symlink() for name in subfolders)
         for name in names:
             if name.startswith("."):
                 continue
@@ -113,7 +118,7 @@ def _files(root: Path) -> tuple[list[str], Counter[str]]:
                 found.append(path.relative_to(root).as_posix())
             else:
                 left_out[suffix or "no suffix"] += 1
-    return sorted(found), left_out
+    return sorted(found), left_out, links
 
 
 def _may_be_dicom(name: str) -> bool:

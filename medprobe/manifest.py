@@ -13,7 +13,7 @@ import pandas as pd
 
 from medprobe.errors import DataError, UsageError
 from medprobe.images.sources import ArrayImages, Box, FileImages, ImageSource
-from medprobe.tables import IDENTIFYING_COLUMNS, as_text, marks_of, read_table, texts, typed
+from medprobe.tables import IDENTIFYING_COLUMNS, as_text, leaves_folder, marks_of, read_table, texts, typed
 
 PATH_COLUMNS = ("path", "file", "filepath", "file_path", "filename", "file_name", "image", "image_path")
 _TABLE_NAMES = {"data", "index", "labels", "manifest", "metadata", "train"}  # which say nothing about the data
@@ -284,6 +284,15 @@ def _from_table(
     if len(empty):
         raise DataError(f"{path}: column '{where}' is empty in {len(empty)} rows (first: data row {empty[0] + 1})")
     paths = table[where].map(as_text)
+    for column in (where, mask_col):
+        if column not in table.columns:
+            continue
+        outside = np.flatnonzero(table[column].map(as_text).map(str).map(leaves_folder))
+        if len(outside):
+            raise DataError(
+                f"{path}: column '{column}' leaves the table's folder ('..') in {len(outside)} rows (first: data row "
+                f"{outside[0] + 1}); write absolute paths, or put the table above its files"
+            )
     boxes, masks = _boxes(path, table, box_cols), _masks(path, table, mask_col)
     ids = table["id"].map(as_text) if "id" in table.columns else paths
     if boxes is not None and "id" not in table.columns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -100,3 +101,8 @@ def as_text(value: object) -> str | float:
             return float("nan")
         return str(int(value)) if float(value).is_integer() else str(value)
     return value if isinstance(value, str) else str(value)
+
+
+def leaves_folder(path: str) -> bool:
+    """Return whether a relative path leads out of the folder that it starts from."""
+    return Path(os.path.normpath(path)).parts[:1] == ("..",)

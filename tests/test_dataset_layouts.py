@@ -363,3 +363,11 @@ def test_ddsm_is_not_cbis(tmp_path):
     assert medprobe.read_manifest(tmp_path, dataset="ddsm").roles.labels == ("label", "pathology")
     with pytest.raises(DataError, match="not CBIS-DDSM"):
         medprobe.read_manifest(tmp_path, dataset="cbis-ddsm")
+
+
+def test_names_that_leave_the_folder_are_refused(tmp_path):
+    aptos(tmp_path)
+    table = tmp_path / "train.csv"
+    table.write_text(table.read_text() + "../../elsewhere,1\n")
+    with pytest.raises(DataError, match=r"1 images outside of its folder"):
+        medprobe.read_manifest(tmp_path)

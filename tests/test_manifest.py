@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from medprobe.errors import DataError, UsageError
 from medprobe.images.sources import ArrayImages, FileImages
@@ -48,6 +49,34 @@ def test_split_folders_count_only_when_they_are_all_there_is(tmp_path):
     other = read_manifest(touch(tmp_path, "control/4.png"))
     assert "split" not in other.samples
     assert set(other.samples["label"]) == {"Train", "VAL", "test", "control"}
+
+
+def test_links_to_folders_are_not_followed_and_said(tmp_path):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for folder in (root / "a", elsewhere):
+        folder.mkdir(parents=True)
+        Image.new("L", (4, 4)).save(folder / "x.png")
+    (root / "circle").symlink_to(root)
+    (root / "out").symlink_to(elsewhere)
+    (root / "a" / "y.png").symlink_to(elsewhere / "x.png")
+    manifest = read_manifest(root)
+    assert manifest.samples["id"].tolist() == ["a/x.png", "a/y.png"]
+    assert "2 links to folders were not followed: what they lead to is left out" in manifest.notes
+
+
+@pytest.mark.parametrize("path", ["../x.png", "a/../../x.png", "./../x.png"])
+def test_a_path_that_leaves_the_folder_of_its_table_is_refused(tmp_path, path):
+    Image.new("L", (4, 4)).save(tmp_path / "x.png")
+    (tmp_path / "t").mkdir()
+    table = tmp_path / "t" / "m.csv"
+    table.write_text(f"path,label\na/../y.png,0\n{path},1\n")
+    with pytest.raises(DataError, match=r"'path' leaves the table's folder .* 1 rows \(first: data row 2\)"):
+        read_manifest(table)
+    table.write_text(f"path,mask,label\ny.png,{path},1\n")
+    with pytest.raises(DataError, match="'mask' leaves the table's folder"):
+        read_manifest(table, mask_col="mask")
+    table.write_text(f"path,label\n{tmp_path}/x.png,1\n")
+    assert len(read_manifest(table)) == 1
 
 
 def test_files_that_are_no_images_are_counted(tmp_path):

@@ -12,6 +12,7 @@ from medprobe.datasets._cells import Table
 from medprobe.errors import DataError
 from medprobe.images.sources import FileImages
 from medprobe.manifest import Manifest, Roles
+from medprobe.tables import leaves_folder
 
 FINDINGS = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
@@ -87,6 +88,9 @@ def manifest_of(
     double = samples["id"][samples["id"].duplicated()]
     if len(double):
         raise DataError(f"{root}: {title} names {len(double)} images twice (first: {double.iloc[0]})")
+    outside = np.flatnonzero(samples["id"].map(leaves_folder))
+    if len(outside):
+        raise DataError(f"{root}: {title} names {len(outside)} images outside of its folder ('..')")
     paths = [str(root / name) for name in (samples["id"] if files is None else files)]
     there = np.array([Path(path).is_file() for path in paths], dtype=bool)
     if not there.any():
