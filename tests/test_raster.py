@@ -332,6 +332,20 @@ def test_a_digest_tells_bytes_shapes_and_types_apart():
 # ---- what is refused
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+def test_a_big_tiff_is_read_like_a_small_one(mode):
+    values = np.linspace(0, 60_000, 48 * 40).reshape(48, 40).astype(np.uint16)
+    image = Image.fromarray(values) if mode == "I;16" else Image.fromarray((values >> 8).astype(np.uint8)).convert(mode)
+    found = []
+    for big in (False, True):
+        buffer = io.BytesIO()
+        image.save(buffer, "TIFF", big_tiff=big)
+        assert buffer.getvalue()[2] == (43 if big else 42)
+        found.append(load(buffer.getvalue(), whole(48, 40)))
+    np.testing.assert_array_equal(*found)
+    assert found[0].std() > 10
+
+
 @pytest.mark.parametrize("file_format", ["GIF", "TIFF", "PNG", "WEBP"])
 def test_several_frames_are_refused_in_words(file_format):
     data = encoded(noise(8, 8), file_format, save_all=True, append_images=[noise(8, 8), noise(8, 8)])
