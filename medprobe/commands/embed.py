@@ -14,18 +14,26 @@ from medprobe.commands.options import (
     SKIPPED,
     BoxCols,
     DataPath,
+    ExactDecode,
     FramesChoice,
     GroupCol,
+    ImageSize,
     Json,
+    KeepCol,
+    KeepIds,
     KnownData,
     LabelCol,
     LabelsKey,
     LabelsTable,
+    Limit,
     MaskCol,
+    MaxFailures,
     PathCol,
+    Precision,
     SliceAxis,
     SlicesChoice,
     SplitCol,
+    Tags,
     VolumesChoice,
     WindowChoice,
     Workers,
@@ -44,18 +52,12 @@ def embed(
     label_col: LabelCol = None,
     group_col: GroupCol = None,
     split_col: SplitCol = None,
-    keep_col: Annotated[
-        list[str] | None, typer.Option(help="Keep a column that looks as if it named a person.")
-    ] = None,
+    keep_col: KeepCol = None,
     dataset: KnownData = None,
     labels: LabelsTable = None,
     labels_key: LabelsKey = None,
-    tag: Annotated[
-        list[str] | None, typer.Option(help="DICOM attribute that becomes a column, e.g. StudyDate; may be repeated.")
-    ] = None,
-    keep_ids: Annotated[
-        bool, typer.Option("--keep-ids", help="Keep paths and patients of DICOM files, not keyed hashes of them.")
-    ] = False,
+    tag: Tags = None,
+    keep_ids: KeepIds = False,
     frames: FramesChoice = None,
     box_cols: BoxCols = None,
     mask_col: MaskCol = None,
@@ -64,8 +66,8 @@ def embed(
     slices: SlicesChoice = None,
     window: WindowChoice = "file",
     weights: Annotated[str | None, typer.Option(help="Checkpoint file for the one model.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Another input size than the encoder's own.")] = None,
-    exact_decode: Annotated[bool, typer.Option("--exact-decode", help="Decode large JPEG files in full.")] = False,
+    image_size: ImageSize = None,
+    exact_decode: ExactDecode = False,
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Keep all patch tokens, too, for --probe attentive (large).")
     ] = False,
@@ -76,17 +78,12 @@ def embed(
         str, typer.Option(help="auto, cpu, cuda (all of them), cuda:1, mps, or several: cuda:0,cuda:1.")
     ] = "auto",
     engine: Annotated[str, typer.Option(help="local, or ray for the devices of a Ray cluster.")] = "local",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    precision: Precision = "auto",
     dtype: Annotated[str, typer.Option(help="How features are kept: auto, float16 or float32.")] = "auto",
     batch_size: Annotated[str, typer.Option(help="Images a forward pass, or auto.")] = "auto",
     workers: Workers = "auto",
     block_rows: Annotated[int, typer.Option(help="Rows of a block, the unit of commit and of repeated work.")] = 1024,
-    max_failures: Annotated[
-        str | None,
-        typer.Option(
-            help="Stop above this number or share (0.01, 1%) of unreadable images. (default: 1%, at least 10)"
-        ),
-    ] = None,
+    max_failures: MaxFailures = None,
     check: Annotated[
         str, typer.Option(help="How to tell that an image changed: stamp (size and time) or digest.")
     ] = "stamp",
@@ -97,7 +94,7 @@ def embed(
         bool,
         typer.Option("--dry-run", help="Change nothing; say what is to be done, how long it takes, how large it gets."),
     ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    limit: Limit = None,
     rank: Annotated[
         int | None,
         typer.Option(help="Which of --world-size processes this is, from 0. (default: torchrun's or srun's)"),

@@ -8,20 +8,46 @@ from typing import Annotated
 
 import typer
 
+from medprobe.commands.asking import (
+    Bootstrap,
+    Duplicates,
+    Folds,
+    LabelNoise,
+    LeaveOut,
+    MetricName,
+    Relabel,
+    Repeats,
+    Shots,
+    Subgroups,
+    Target,
+    TestSize,
+    TestWhere,
+    TrainWhere,
+    Uncertain,
+    Where,
+)
 from medprobe.commands.options import (
     SKIPPED,
     BoxCols,
     DataPath,
+    ExactDecode,
     FramesChoice,
     GroupCol,
+    ImageSize,
     Json,
+    KeepCol,
+    KeepIds,
     KnownData,
     LabelCol,
     LabelsKey,
     LabelsTable,
+    Limit,
     MaskCol,
+    MaxFailures,
     PathCol,
+    Precision,
     SplitCol,
+    Tags,
     WindowChoice,
     Workers,
     number,
@@ -31,7 +57,6 @@ from medprobe.commands.options import (
 from medprobe.errors import UsageError
 
 _DATA = "Images"
-_WHO = "Who is trained on, and who is tested on"
 _HOW = "How it is trained"
 _WHERE = "Where it is computed"
 
@@ -40,9 +65,7 @@ def finetune(
     ctx: typer.Context,
     data: DataPath,
     model: Annotated[str, typer.Option("--model", "-m", help="Encoder, family/name[@tag].")],
-    target: Annotated[
-        str | None, typer.Option("--target", "-t", help="Column to predict, a list a,b,c or a pattern.")
-    ] = None,
+    target: Target = None,
     mode: Annotated[
         str,
         typer.Option(
@@ -59,88 +82,43 @@ def finetune(
         typer.Option(help="Which of the encoder's vectors a linear head is given. (default: its own pooling)"),
     ] = None,
     preset: Annotated[str | None, typer.Option(help="huix2024: the settings of that study.")] = None,
-    metric: Annotated[str | None, typer.Option(help="Primary metric; quadratic_kappa for ordered grades.")] = None,
+    metric: MetricName = None,
     path_col: PathCol = None,
     label_col: LabelCol = None,
     group_col: GroupCol = None,
     split_col: SplitCol = None,
-    keep_col: Annotated[
-        list[str] | None, typer.Option(help="Keep a column that looks as if it named a person.")
-    ] = None,
+    keep_col: KeepCol = None,
     dataset: KnownData = None,
     labels: LabelsTable = None,
     labels_key: LabelsKey = None,
-    tag: Annotated[
-        list[str] | None, typer.Option(help="DICOM attribute that becomes a column; may be repeated.")
-    ] = None,
-    keep_ids: Annotated[
-        bool, typer.Option("--keep-ids", help="Keep paths and patients of DICOM files, not keyed hashes of them.")
-    ] = False,
+    tag: Tags = None,
+    keep_ids: KeepIds = False,
     frames: FramesChoice = None,
     box_cols: BoxCols = None,
     mask_col: MaskCol = None,
     window: WindowChoice = "file",
     weights: Annotated[str | None, typer.Option(help="Checkpoint file of the encoder.", rich_help_panel=_DATA)] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="Another input size than the encoder's own.", rich_help_panel=_DATA)
-    ] = None,
-    exact_decode: Annotated[
-        bool, typer.Option("--exact-decode", help="Decode large JPEG files in full.", rich_help_panel=_DATA)
-    ] = False,
+    image_size: ImageSize = None,
+    exact_decode: ExactDecode = False,
     normalize: Annotated[
         str | None,
         typer.Option(help="Mean and std of the encoder, of the dataset, or six numbers.", rich_help_panel=_DATA),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many images.", rich_help_panel=_DATA)
-    ] = None,
-    max_failures: Annotated[
-        str | None,
-        typer.Option(
-            help="Stop above this number or share of unreadable images. (default: 1%, at least 10)",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    folds: Annotated[
-        int | None, typer.Option(help="Test every image once, in so many folds.", rich_help_panel=_WHO)
-    ] = None,
-    test_size: Annotated[
-        float | None, typer.Option(help="Share of the images to test on.", rich_help_panel=_WHO)
-    ] = None,
-    leave_out: Annotated[
-        str | None,
-        typer.Option(help="Column of sites: each is tested by what the others teach.", rich_help_panel=_WHO),
-    ] = None,
-    duplicates: Annotated[
-        str,
-        typer.Option(help="Equal pictures on two sides of a given split: error, drop or keep.", rich_help_panel=_WHO),
-    ] = "error",
-    where: Annotated[
-        str | None, typer.Option(help='SQL condition: only these samples, e.g. "age > 60".', rich_help_panel=_WHO)
-    ] = None,
-    train_where: Annotated[
-        str | None, typer.Option(help="Learn from these samples alone.", rich_help_panel=_WHO)
-    ] = None,
-    test_where: Annotated[str | None, typer.Option(help="Test on these samples alone.", rich_help_panel=_WHO)] = None,
-    relabel: Annotated[
-        list[str] | None,
-        typer.Option(help="Merge classes (2,3,4=refer) or drop one (U=); may be repeated.", rich_help_panel=_WHO),
-    ] = None,
-    uncertain: Annotated[
-        str | None,
-        typer.Option(help="What a label of -1 counts as: zeros, ones or ignore.", rich_help_panel=_WHO),
-    ] = None,
-    label_noise: Annotated[
-        float | None, typer.Option(help="Share of the learned labels to make wrong.", rich_help_panel=_WHO)
-    ] = None,
-    shots: Annotated[
-        str | None, typer.Option(help="Learn from so few images of each class, e.g. 5,50.", rich_help_panel=_WHO)
-    ] = None,
-    repeats: Annotated[int, typer.Option(help="Draws of so few images.", rich_help_panel=_WHO)] = 5,
-    subgroup: Annotated[
-        list[str] | None,
-        typer.Option(help="Report each value of this column by itself; may be repeated.", rich_help_panel=_WHO),
-    ] = None,
+    limit: Limit = None,
+    max_failures: MaxFailures = None,
+    folds: Folds = None,
+    test_size: TestSize = None,
+    leave_out: LeaveOut = None,
+    duplicates: Duplicates = "error",
+    where: Where = None,
+    train_where: TrainWhere = None,
+    test_where: TestWhere = None,
+    relabel: Relabel = None,
+    uncertain: Uncertain = None,
+    label_noise: LabelNoise = None,
+    shots: Shots = None,
+    repeats: Repeats = 5,
+    subgroup: Subgroups = None,
     lr: Annotated[
         str | None,
         typer.Option(
@@ -195,7 +173,7 @@ def finetune(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=_WHERE)] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.", rich_help_panel=_WHERE)] = "auto",
+    precision: Precision = "auto",
     workers: Workers = "auto",
     memory: Annotated[
         float,
@@ -209,7 +187,7 @@ def finetune(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the epochs for TensorBoard, too.", rich_help_panel=_WHERE)
     ] = False,
-    bootstrap: Annotated[int, typer.Option(help="Resamples of the intervals.")] = 1000,
+    bootstrap: Bootstrap = 1000,
     seed: Annotated[int, typer.Option(help="Seed of splits, head, order, augmentation and resamples.")] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for weights, checkpoint, curves, rows and predictions.")

@@ -48,6 +48,21 @@ SliceAxis = Annotated[
 SlicesChoice = Annotated[
     str | None, typer.Option("--slices", help="Of volumes: all, every:N, or N evenly spaced. (default: all)")
 ]
+KeepCol = Annotated[list[str] | None, typer.Option(help="Keep a column that looks as if it named a person.")]
+Tags = Annotated[
+    list[str] | None, typer.Option(help="DICOM attribute that becomes a column, e.g. StudyDate; may be repeated.")
+]
+KeepIds = Annotated[
+    bool, typer.Option("--keep-ids", help="Keep paths and patients of DICOM files, not keyed hashes of them.")
+]
+ImageSize = Annotated[int | None, typer.Option(help="Another input size than the encoder's own.")]
+ExactDecode = Annotated[bool, typer.Option("--exact-decode", help="Decode large JPEG files in full.")]
+MaxFailures = Annotated[
+    str | None,
+    typer.Option(help="Stop above this number or share (0.01, 1%) of unreadable images. (default: 1%, at least 10)"),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Workers = Annotated[str, typer.Option(help="Decoding processes, 0 for none, or auto.")]
 
 

@@ -7,19 +7,34 @@ from typing import Annotated
 
 import typer
 
+from medprobe.commands.asking import (
+    SURE,
+    WHAT,
+    WHO,
+    Bootstrap,
+    Duplicates,
+    Folds,
+    LabelNoise,
+    LeaveOut,
+    MetricName,
+    Relabel,
+    Repeats,
+    Shots,
+    Subgroups,
+    Target,
+    TestSize,
+    TestWhere,
+    TrainWhere,
+    Uncertain,
+    Where,
+)
 from medprobe.commands.options import Json, Partial, numbers
-
-_WHO = "Who is trained on, and who is tested on"
-_WHAT = "What if"
-_SURE = "How sure"
 
 
 def probe(
     ctx: typer.Context,
     stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Feature stores.")],
-    target: Annotated[
-        str | None, typer.Option("--target", "-t", help="Column to predict, a list a,b,c or a pattern.")
-    ] = None,
+    target: Target = None,
     probe: Annotated[
         list[str] | None,
         typer.Option(
@@ -42,91 +57,55 @@ def probe(
             help="Column whose images are one sample; 'none': each by itself. (default: the volume, where there is one)"
         ),
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="Primary metric; quadratic_kappa for ordered grades.")] = None,
+    metric: MetricName = None,
     preset: Annotated[
         str | None, typer.Option(help="A published protocol: huix2024, medmnist-plus, dinov2 or clip.")
     ] = None,
     group: Annotated[
         str | None,
-        typer.Option(help="Column of patients; 'none' for no grouping. (default: as recorded)", rich_help_panel=_WHO),
+        typer.Option(help="Column of patients; 'none' for no grouping. (default: as recorded)", rich_help_panel=WHO),
     ] = None,
     split_col: Annotated[
         str | None,
-        typer.Option(help="Column with train, val and test. (default: as recorded)", rich_help_panel=_WHO),
+        typer.Option(help="Column with train, val and test. (default: as recorded)", rich_help_panel=WHO),
     ] = None,
-    folds: Annotated[
-        int | None, typer.Option(help="Test every image once, in so many folds.", rich_help_panel=_WHO)
-    ] = None,
-    test_size: Annotated[
-        float | None, typer.Option(help="Share of the images to test on.", rich_help_panel=_WHO)
-    ] = None,
-    leave_out: Annotated[
-        str | None,
-        typer.Option(
-            help="Column of sites or the like: each is tested by what the others teach.", rich_help_panel=_WHO
-        ),
-    ] = None,
-    duplicates: Annotated[
-        str,
-        typer.Option(
-            help="Equal pictures on two sides of a given split: error, drop (from training) or keep.",
-            rich_help_panel=_WHO,
-        ),
-    ] = "error",
-    where: Annotated[
-        str | None, typer.Option(help='SQL condition: only these samples, e.g. "age > 60".', rich_help_panel=_WHAT)
-    ] = None,
-    train_where: Annotated[
-        str | None, typer.Option(help="Learn from these samples alone.", rich_help_panel=_WHAT)
-    ] = None,
-    test_where: Annotated[str | None, typer.Option(help="Test on these samples alone.", rich_help_panel=_WHAT)] = None,
-    relabel: Annotated[
-        list[str] | None,
-        typer.Option(help="Merge classes (2,3,4=refer) or drop one (U=); may be repeated.", rich_help_panel=_WHAT),
-    ] = None,
-    uncertain: Annotated[
-        str | None,
-        typer.Option(
-            help="What a label of -1 counts as, of several labels: zeros, ones, ignore, or as in huix2024.",
-            rich_help_panel=_WHAT,
-        ),
-    ] = None,
-    shots: Annotated[
-        str | None,
-        typer.Option(help="Learn from so few images of each class, e.g. 1,5,10.", rich_help_panel=_WHAT),
-    ] = None,
-    repeats: Annotated[int, typer.Option(help="Draws of so few images.", rich_help_panel=_WHAT)] = 5,
-    label_noise: Annotated[
-        float | None, typer.Option(help="Share of the learned labels to make wrong.", rich_help_panel=_WHAT)
-    ] = None,
+    folds: Folds = None,
+    test_size: TestSize = None,
+    leave_out: LeaveOut = None,
+    duplicates: Duplicates = "error",
+    where: Where = None,
+    train_where: TrainWhere = None,
+    test_where: TestWhere = None,
+    relabel: Relabel = None,
+    uncertain: Uncertain = None,
+    shots: Shots = None,
+    repeats: Repeats = 5,
+    label_noise: LabelNoise = None,
     concat: Annotated[
         list[Path] | None,
-        typer.Option(help="Store whose features are put beside each store's; may be repeated.", rich_help_panel=_WHAT),
+        typer.Option(help="Store whose features are put beside each store's; may be repeated.", rich_help_panel=WHAT),
     ] = None,
     pca: Annotated[
         float | None,
-        typer.Option(help="Keep so many principal components, or so much of the variance.", rich_help_panel=_WHAT),
+        typer.Option(help="Keep so many principal components, or so much of the variance.", rich_help_panel=WHAT),
     ] = None,
-    subgroup: Annotated[
-        list[str] | None,
-        typer.Option(help="Report each value of this column by itself; may be repeated.", rich_help_panel=_SURE),
-    ] = None,
+    subgroup: Subgroups = None,
     controls: Annotated[
         bool,
         typer.Option(
             "--controls",
             help="Also probe shuffled labels, size and brightness, and columns alone.",
-            rich_help_panel=_SURE,
+            rich_help_panel=SURE,
         ),
     ] = False,
     control_col: Annotated[
         list[str] | None,
         typer.Option(
-            help="Column of that control; may be repeated. (default: all that describe)", rich_help_panel=_SURE
+            help="Column of that control; may be repeated. (default: all that describe)", rich_help_panel=SURE
         ),
     ] = None,
-    bootstrap: Annotated[int, typer.Option(help="Resamples of the intervals.", rich_help_panel=_SURE)] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of splits, probes and resamples.", rich_help_panel=_SURE)] = 0,
+    bootstrap: Bootstrap = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of splits, probes and resamples.", rich_help_panel=SURE)] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder in which rows and predictions are kept.")
     ] = None,
