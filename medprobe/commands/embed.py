@@ -46,7 +46,9 @@ from medprobe.errors import UsageError
 def embed(
     ctx: typer.Context,
     data: DataPath,
-    model: Annotated[list[str], typer.Option("--model", "-m", help="Encoder, family/name[@tag]; may be repeated.")],
+    model: Annotated[
+        list[str], typer.Option("--model", "-m", help="Encoder, family/name or family/name@tag; may be repeated.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the stores, one an encoder.")],
     path_col: PathCol = None,
     label_col: LabelCol = None,

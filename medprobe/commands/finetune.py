@@ -64,7 +64,7 @@ _WHERE = "Where it is computed"
 def finetune(
     ctx: typer.Context,
     data: DataPath,
-    model: Annotated[str, typer.Option("--model", "-m", help="Encoder, family/name[@tag].")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Encoder, family/name or family/name@tag.")],
     target: Target = None,
     mode: Annotated[
         str,
