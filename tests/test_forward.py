@@ -8,8 +8,9 @@ import torch
 
 from medprobe.embed.forward import BatchSize, Forward
 from medprobe.errors import DataError
-from medprobe.images.decode import CHUNK, Decoder, chunk_rows
+from medprobe.images.decode import CHUNK, Decoder, chunks
 from medprobe.images.geometry import Geometry
+from medprobe.images.sources import FileImages
 from medprobe.testing import FakeEncoder
 
 
@@ -70,10 +71,11 @@ def test_rows_that_are_not_finite_are_computed_again_in_fp32(nan_rows, heals):
             np.testing.assert_array_equal(values[1], expected[view][1])
 
 
-def test_large_images_travel_in_smaller_chunks():
-    assert chunk_rows([Geometry((224, 224), 256)]) == CHUNK
-    assert chunk_rows([Geometry((1024, 1024), 1024)]) == 5
-    assert chunk_rows([Geometry((8192, 8192), 8192)]) == 1
+@pytest.mark.parametrize(("side", "together"), [(224, CHUNK), (1024, 5), (8192, 1)])
+def test_large_images_travel_in_smaller_chunks(side, together):
+    images = FileImages([str(i) for i in range(60)])
+    lengths = [len(rows) for rows in chunks(images, range(60), [Geometry((side, side), side)])]
+    assert (max(lengths), sum(lengths)) == (together, 60)
 
 
 def test_how_far_decoding_runs_ahead_is_bounded_in_bytes(monkeypatch):

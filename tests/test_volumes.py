@@ -17,7 +17,7 @@ from volume_helpers import SHAPE, nibabel, phantom, save, scaled, stored_ways
 import medprobe
 from medprobe.errors import DataError, UsageError
 from medprobe.images import volume
-from medprobe.images.decode import CHUNK, chunks, decode
+from medprobe.images.decode import chunks, decode
 from medprobe.images.frames import parse_slices
 from medprobe.images.geometry import Geometry
 from medprobe.images.nifti import MAX_VOLUME_BYTES
@@ -399,7 +399,7 @@ def test_slices_of_a_volume_stay_together_and_a_volume_is_read_once(tmp_path, mo
     assert [len(rows) for rows in chunks(images, range(120), [small])] == [40, 40, 40]
     assert [len(rows) for rows in chunks(images, range(30, 120), [small])] == [50, 40]
     lengths = [len(rows) for rows in chunks(images, range(120), [large])]
-    assert max(lengths) == CHUNK  # of large pictures no more than fit
+    assert max(lengths) == 5  # of large pictures no more than fit
     assert sum(lengths) == 120
     files = FileImages([str(i) for i in range(60)])
     assert [len(rows) for rows in chunks(files, range(60), [small])] == [24, 24, 12]

@@ -176,7 +176,10 @@ class Decoder:
     def __enter__(self) -> Decoder:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if self._pool is not None and error is None:
+            self._pool.shutdown(wait=True)  # killed workers leave semaphores, of which Python complains at the end
+            self._pool = None
         self._stop()
 
     def run(self, chunks: Iterable[Sequence[Payload]], geometries: Sequence[Geometry]) -> Iterator[Decoded]:
