@@ -11,7 +11,7 @@ import numpy as np
 
 from medprobe.embed.job import Job
 from medprobe.errors import DataError
-from medprobe.images.decode import Decoded
+from medprobe.images.decode import Decoded, interrupts_blocked
 from medprobe.images.sources import ImageSource
 from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, DIGEST_BYTES, STAMP_ARRAY, Failure
 from medprobe.store_writer import write_block
@@ -149,7 +149,9 @@ class Writer:
         self._thread = Thread(target=self._run, name="writer", daemon=True)
 
     def __enter__(self) -> Writer:
-        self._thread.start()
+        # A thread that took interrupts would let one in while decoding processes start, which hold them back in theirs.
+        with interrupts_blocked():
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
