@@ -83,7 +83,7 @@ class Maker:
     def __init__(self, work: Work, device: str) -> None:
         self._work, self._device = work, torch.device(device)
         self._jobs: list[Job] = []
-        self._decoder = Decoder(work.decoders)
+        self._decoder = Decoder(work.decoders, in_turns=self._device.type == "cpu")
 
     def make(self, spans: Sequence[Span]) -> tuple[Failures, Progress]:
         """Make blocks and return what failed in them and what they took.

@@ -229,7 +229,7 @@ def embed(
         raise UsageError(f"--engine {engine}: one of {', '.join(ENGINES)}")
     devices = choose_devices(device, share)
     with (
-        Decoder(default_workers() if workers is None else workers) as decoder,
+        Decoder(default_workers() if workers is None else workers, in_turns=devices[0].type == "cpu") as decoder,
         tempfile.TemporaryDirectory(prefix="medprobe-") as elsewhere,
     ):
         jobs = []

@@ -43,6 +43,10 @@ _CHUNK_BYTES = 1 << 24  # of pixels that travel together, at most
 _AHEAD = 2
 # Pixels that may wait for their turn, however many workers there are, so that memory does not grow with them.
 _WAITING_BYTES = 1 << 28
+# Of a turn, for each worker: the more there are, the less a worker waits for the others at the end of it.
+_CHUNKS_A_TURN = 4
+# Share of its time that a worker computes in: below, it waits for a disk or a network, and had better do so meanwhile.
+_BUSY = 0.5
 
 
 @dataclass
@@ -56,6 +60,7 @@ class Decoded:
         appearance: For each geometry float32 (images, 4): height and width of the source, mean and standard deviation
             of every fourth pixel's values in each direction; zeros where the image could not be read.
         reasons: Why each unreadable image is so, in their order.
+        seconds: How long that took, and how long of it the processor worked.
 
     """
 
@@ -64,10 +69,12 @@ class Decoded:
     digests: np.ndarray
     appearance: list[np.ndarray]
     reasons: list[str]
+    seconds: tuple[float, float] = (0.0, 0.0)
 
 
 def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry]) -> Decoded:
     """Return some images, decoded once and resized for every geometry. Nothing is raised for a bad image."""
+    began = time.perf_counter(), time.process_time()
     pixels: list[list[np.ndarray]] = [[] for _ in geometries]
     readable = np.zeros(len(payloads), dtype=bool)
     digests = np.zeros((len(payloads), DIGEST_BYTES), dtype=np.uint8)
@@ -88,7 +95,8 @@ def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry]) -> Decod
         np.stack(images) if images else np.zeros((0, *geometry.size, 3), dtype=np.uint8)
         for images, geometry in zip(pixels, geometries, strict=True)
     ]
-    return Decoded(stacks, readable, digests, appearance, reasons)
+    seconds = time.perf_counter() - began[0], time.process_time() - began[1]
+    return Decoded(stacks, readable, digests, appearance, reasons, seconds)
 
 
 def _mean_and_std(pixels: np.ndarray) -> tuple[float, float]:
@@ -166,11 +174,14 @@ class Decoder:
 
     Args:
         workers: Number of processes; 0 decodes in this one.
+        in_turns: Decode while the caller waits, and rest while it works, for a caller that computes on the same cores: threads
+            of one product wait for each other, so that an image decoded beside them on one core holds up all cores.
+            Given up where reading is waiting for a disk or a network rather than computing.
 
     """
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
+    def __init__(self, workers: int, *, in_turns: bool = False) -> None:
+        self.workers, self.in_turns = workers, in_turns
         self._pool: Any = None
 
     def __enter__(self) -> Decoder:
@@ -189,7 +200,8 @@ class Decoder:
     def stream(self, tasks: Iterable[Task]) -> Iterator[Decoded]:
         """Yield :func:`decode` of each task, which are chunks of images with their geometries.
 
-        Later ones are decoded while the first are waited for, as many as ``_WAITING_BYTES`` allow, two at least.
+        Later ones are decoded while the first are waited for, as many as ``_WAITING_BYTES`` allow, two at least; in turns,
+        ``_CHUNKS_A_TURN`` for each worker, and none before all of those are taken.
         """
         if self.workers == 0:
             for chunk, geometries in tasks:
@@ -198,20 +210,29 @@ class Decoder:
         rest = iter(tasks)
         finished: SimpleQueue[None] = SimpleQueue()  # an entry for each task that is done
         waiting: deque[_Asked] = deque()
+        resting = False
+        took = np.zeros(2)  # seconds of a turn, and of the processor
         while True:
-            self._fill_up(waiting, rest, finished)
+            if not resting:
+                self._fill_up(waiting, rest, finished)
             if not waiting:
                 return
-            if not waiting[0].done:
+            resting = self.in_turns and all(asked.done for asked in waiting)
+            if not (resting if self.in_turns else waiting[0].done):
                 finished.get()
                 continue
             first = waiting.popleft()
             try:
-                yield first.future.result()
+                decoded = first.future.result()
+                took += decoded.seconds
+                yield decoded
             except BrokenProcessPool:
                 self._stop()
                 yield self._one_by_one(*first.task)
                 waiting = deque(a if a.done and not a.lost else self._ask(a.task, finished) for a in waiting)
+            if resting and not waiting:
+                self.in_turns, resting = bool(took[1] >= _BUSY * took[0]), False
+                took[:] = 0
 
     def _fill_up(self, waiting: deque[_Asked], rest: Iterator[Task], finished: SimpleQueue[None]) -> None:
         if any(asked.lost for asked in waiting):
@@ -219,6 +240,8 @@ class Decoder:
         bytes_waiting = sum(_pixel_bytes(*asked.task) for asked in waiting)
         at_work = sum(not asked.done for asked in waiting)
         while at_work < self.workers * _AHEAD and (bytes_waiting < _WAITING_BYTES or len(waiting) < _AHEAD):
+            if self.in_turns and len(waiting) >= self.workers * _CHUNKS_A_TURN:
+                return
             task = next(rest, None)
             if task is None:
                 return
