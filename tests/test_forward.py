@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from medprobe.embed.forward import BatchSize, Forward
-from medprobe.errors import DataError
+from medprobe.embed.precision import autocast, choose_precision
+from medprobe.errors import DataError, UsageError
 from medprobe.images.decode import CHUNK, Decoder, chunks
 from medprobe.images.geometry import Geometry
 from medprobe.images.sources import FileImages
@@ -69,6 +72,76 @@ def test_rows_that_are_not_finite_are_computed_again_in_fp32(nan_rows, heals):
         assert np.isfinite(values).all(axis=1).tolist() == [True, heals, True]
         if heals:
             np.testing.assert_array_equal(values[1], expected[view][1])
+
+
+def scaled(by):
+    """A compiler whose networks multiply their first view's first value."""
+
+    def compiled(forward):
+        def run(pixels):
+            views = {view: values.clone() for view, values in forward(pixels).items()}
+            next(iter(views.values()))[:, 0] *= by
+            return views
+
+        return run
+
+    return compiled
+
+
+def no_compiler(forward):
+    def run(pixels):
+        raise RuntimeError("no working C++ compiler\nand much more")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("compiler", "warning"),
+    [
+        (scaled(1.0), None),
+        (scaled(100.0), "features differ, cosine"),
+        (scaled(np.nan), "features differ, cosine -1.0"),
+        (no_compiler, "--compile is left out: no working C++ compiler"),
+    ],
+)
+def test_a_compiled_encoder_is_used_only_if_it_gives_the_same(compiler, warning, monkeypatch, caplog):
+    monkeypatch.setattr(torch, "compile", compiler)
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    encoder = FakeEncoder(image_size=8)
+    plain = Forward(encoder, "fp32").encode(images)
+    found = Forward(encoder, "fp32", compile=True).encode(images)
+    for view, values in found.items():
+        np.testing.assert_array_equal(values, plain[view])
+    assert encoder.is_compiled is (warning is None)
+    assert [warning in message for message in caplog.messages] == ([] if warning is None else [True])
+
+
+class Pooling(FakeEncoder):
+    def forward_views(self, pixels):
+        return {view: torch.tanh(pixels.flatten(1)[:, :width]) for view, width in self.views.items()}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_the_real_compiler_gives_the_same_features():
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    encoder = Pooling(image_size=8)
+    plain = Forward(encoder, "fp32").encode(images)
+    found = Forward(encoder, "fp32", compile=True).encode(images)
+    assert encoder.is_compiled
+    for view, values in found.items():
+        np.testing.assert_allclose(values, plain[view], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("tf32", True)])
+def test_products_in_tf32_are_allowed_only_where_they_are_asked_for(precision, allowed):
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [flag.allow_tf32 for flag in flags]
+    with autocast(precision, torch.device("cuda")):
+        assert [flag.allow_tf32 for flag in flags] == [allowed, allowed]
+    assert [flag.allow_tf32 for flag in flags] == before
+    if precision == "tf32":
+        with pytest.raises(UsageError, match="on cpu: fp32 or bf16"):
+            choose_precision(precision, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("side", "together"), [(224, CHUNK), (1024, 5), (8192, 1)])

@@ -48,6 +48,14 @@ def tree(store: FeatureStore) -> dict[str, bytes]:
     return {str(p.relative_to(store.path)): p.read_bytes() for p in sorted(store.path.rglob("*")) if p.is_file()}
 
 
+def test_a_block_says_whether_its_encoder_was_compiled(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.compile", lambda forward: forward)
+    plain, compiled = (run(images, tmp_path / name, compile=name == "compiled") for name in ("plain", "compiled"))
+    assert {commit.made_with.get("compiled") for commit in plain.commits.values()} == {None}
+    assert {commit.made_with.get("compiled") for commit in compiled.commits.values()} == {"torch.compile"}
+    np.testing.assert_array_equal(compiled.features(), plain.features())
+
+
 def test_features_samples_and_failures_stand_side_by_side(images, tmp_path):
     (images / "a" / "02.png").write_bytes(b"")
     store = run(images, tmp_path / "out")

@@ -29,7 +29,6 @@ from medprobe.commands.options import (
     MaskCol,
     MaxFailures,
     PathCol,
-    Precision,
     SliceAxis,
     SlicesChoice,
     SplitCol,
@@ -80,7 +79,11 @@ def embed(
         str, typer.Option(help="auto, cpu, cuda (all of them), cuda:1, mps, or several: cuda:0,cuda:1.")
     ] = "auto",
     engine: Annotated[str, typer.Option(help="local, or ray for the devices of a Ray cluster.")] = "local",
-    precision: Precision = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, tf32 (of a GPU), bf16 or fp16.")] = "auto",
+    compile: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the encoder: minutes at first, faster then, above all convolutions."),
+    ] = False,
     dtype: Annotated[str, typer.Option(help="How features are kept: auto, float16 or float32.")] = "auto",
     batch_size: Annotated[str, typer.Option(help="Images a forward pass, or auto.")] = "auto",
     workers: Workers = "auto",
@@ -146,6 +149,7 @@ def embed(
             device=device,
             engine=engine,
             precision=precision,
+            compile=compile,
             dtype=dtype,
             batch_size=number("--batch-size", batch_size),
             workers=number("--workers", workers),

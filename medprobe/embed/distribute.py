@@ -63,6 +63,7 @@ class Work:
         manifest: The images.
         models: The encoders and their stores, which are there.
         batch_size: Images a forward pass, None to choose.
+        compile: Whether to compile the encoders.
         decoders: Decoding processes of each worker.
         threads: Threads of each worker that computes on the CPU.
         allowed_failures: Above how many failed images to stop.
@@ -72,6 +73,7 @@ class Work:
     manifest: Manifest
     models: tuple[Model, ...]
     batch_size: int | None
+    compile: bool
     decoders: int
     threads: int
     allowed_failures: int
@@ -114,6 +116,7 @@ class Maker:
             batch_size=self._work.batch_size,
             block_rows=0,
             overwrite=False,
+            compile=self._work.compile,
             update=False,
         )
 

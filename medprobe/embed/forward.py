@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from medprobe.embed.precision import autocast
+from medprobe.embed.precision import autocast, compile_in_place
 from medprobe.encoders.base import Encoder
 from medprobe.errors import DataError
 
@@ -105,12 +105,14 @@ class Forward:
         encoder: On its device.
         precision: What it computes in.
         batch: Size of a batch.
+        compile: Compile the encoder with the first batch.
 
     """
 
     encoder: Encoder
     precision: str
     batch: BatchSize = field(default_factory=lambda: BatchSize(_CPU_BATCH))
+    compile: bool = False
 
     @property
     def ahead(self) -> int:
@@ -165,7 +167,8 @@ class Forward:
             if self.precision != "fp32":
                 bad = ~np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in views.values()])
                 if bad.any():
-                    again = self.encoder.encode(to_pixels(self.encoder, part.images[torch.from_numpy(bad)]))
+                    with autocast("fp32", self.encoder.device):
+                        again = self.encoder.encode(to_pixels(self.encoder, part.images[torch.from_numpy(bad)]))
                     for view, values in again.items():
                         views[view][bad] = values.cpu().numpy()
             found.append(views)
@@ -190,6 +193,9 @@ class Forward:
 
     def _views(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         pixels = to_pixels(self.encoder, images)
+        if self.compile:
+            self.compile = False
+            compile_in_place(self.encoder, pixels, self.precision)
         with autocast(self.precision, self.encoder.device):
             return self.encoder.encode(pixels)
 

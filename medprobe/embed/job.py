@@ -47,7 +47,8 @@ class Job:
         """Where and with which versions a block is made; kept in its commit record."""
         device = self.encoder.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return {"device": name, "torch": torch.__version__}
+        compiled = {"compiled": "torch.compile"} if self.encoder.is_compiled else {}
+        return {"device": name, "torch": torch.__version__, **compiled}
 
 
 def prepare(
@@ -62,6 +63,7 @@ def prepare(
     batch_size: int | None,
     block_rows: int,
     overwrite: bool,
+    compile: bool = False,
     update: bool = True,
 ) -> Job:
     """Return the job for one encoder: its store made, or the one that is there checked and brought up to date.
@@ -78,6 +80,7 @@ def prepare(
         batch_size: Images a forward pass, None to choose.
         block_rows: Rows of a block, for a store that is made here.
         overwrite: Delete the store that is there.
+        compile: Compile the encoder with its first batch.
         update: Bring the columns of a store that is there up to date: one process does that, not several.
 
     Raises:
@@ -104,7 +107,7 @@ def prepare(
         if replaced:
             log.info("%s: labels and other columns brought up to date; nothing is embedded again for that", path.name)
             store = FeatureStore(path, partial=True)
-        return Job(Forward(encoder, store.plan.precision, size), store)
+        return Job(Forward(encoder, store.plan.precision, size, compile), store)
     chosen, largest = _tried_precision(encoder, sample(), precision, device)
     wide = {
         view: dtype == "float32" or (dtype == "auto" and value * _FLOAT16_MARGIN > 65504)
@@ -136,7 +139,7 @@ def prepare(
         raise DataError(f"{path} could not be made: {error.strerror or error}") from error
     if store.plan != plan:  # another process was first
         _check_same(store, manifest, provenance, precision, device, dtype)
-    return Job(Forward(encoder, store.plan.precision, size), store)
+    return Job(Forward(encoder, store.plan.precision, size, compile), store)
 
 
 def _tried_precision(

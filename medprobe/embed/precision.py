@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +14,9 @@ from medprobe.embed.ranks import Share
 from medprobe.encoders.base import Encoder
 from medprobe.errors import UsageError
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+log = logging.getLogger("medprobe")
+
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 MIN_COSINE = 0.999
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -58,9 +62,11 @@ def choose_devices(device: str, share: Share) -> list[torch.device]:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Return ``fp32``, ``bf16`` or ``fp16``; ``auto`` is bf16 where the processor computes in it, else fp32."""
+    """Return ``fp32``, ``tf32``, ``bf16`` or ``fp16``; ``auto`` is bf16 where the processor computes in it, else fp32."""
     if precision not in PRECISIONS:
         raise UsageError(f"--precision {precision}: one of {', '.join(PRECISIONS)}")
+    if precision == "tf32" and device.type != "cuda":
+        raise UsageError(f"--precision tf32: products in TF32 are an NVIDIA GPU's; on {device.type}: fp32 or bf16")
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -68,19 +74,72 @@ def choose_precision(precision: str, device: torch.device) -> str:
     return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Return the context in which an encoder computes in that precision; its weights stay in float32."""
-    return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=_DTYPES[precision])
+@contextmanager
+def autocast(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute in that precision within the context; an encoder's weights stay in float32.
+
+    ``fp32`` is that on a GPU, too: PyTorch by itself leaves convolutions to TF32 there.
+    """
+    with ExitStack() as stack:
+        if precision in _DTYPES:
+            stack.enter_context(torch.autocast(device.type, dtype=_DTYPES[precision]))
+        elif device.type == "cuda":
+            stack.enter_context(_tf32(precision == "tf32"))
+        yield
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    backends: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = allowed
+        yield
+    finally:
+        for backend, was in zip(backends, before, strict=True):
+            backend.allow_tf32 = was
 
 
 def lowest_cosine(encoder: Encoder, pixels: torch.Tensor, precision: str) -> tuple[float, Mapping[str, float]]:
     """Return the lowest cosine over images and views between a precision and fp32, and each view's largest value."""
-    exact = encoder.encode(pixels)
+    with autocast("fp32", encoder.device):
+        exact = encoder.encode(pixels)
     with autocast(precision, encoder.device):
         fast = encoder.encode(pixels)
-    cosines = [torch.nn.functional.cosine_similarity(exact[v], fast[v], dim=1).nan_to_num(-1.0).min() for v in exact]
     largest = {view: float(values.abs().max()) for view, values in exact.items()}
-    return float(torch.stack(cosines).min()), largest
+    return _cosine(exact, fast), largest
+
+
+def compile_in_place(encoder: Encoder, pixels: torch.Tensor, precision: str) -> None:
+    """Compile an encoder's forward pass, unless that fails or some images' features then come out otherwise: that is said.
+
+    Args:
+        encoder: On its device.
+        pixels: Normalised, (B, 3, H, W).
+        precision: What it computes in.
+
+    """
+    with autocast(precision, encoder.device):
+        plain = encoder.encode(pixels)
+        encoder.compile()
+        try:
+            cosine = _cosine(plain, encoder.encode(pixels))
+        except (
+            Exception
+        ) as error:  # a compiler that is not there, an operation that it does not know: its own kinds of error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        else:
+            reason = "" if cosine >= MIN_COSINE else f"features differ, cosine {cosine:.5f}"
+    if reason:
+        encoder.uncompile()
+        log.warning("%s: --compile is left out: %s", encoder.name, reason)
+
+
+def _cosine(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+    """Return the lowest cosine over images and views; -1 where a value is not finite."""
+    cosines = [torch.nn.functional.cosine_similarity(one[v], other[v], dim=1).nan_to_num(-1.0).min() for v in one]
+    return float(torch.stack(cosines).min())
 
 
 def _cpu_has_bf16() -> bool:

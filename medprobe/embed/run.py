@@ -101,6 +101,7 @@ def embed(
     device: str = "auto",
     engine: str = "local",
     precision: str = "auto",
+    compile: bool = False,
     dtype: str = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
@@ -150,7 +151,9 @@ def embed(
         device: ``auto``, ``cpu``, ``cuda`` (all that are there), ``mps``, or several such as ``cuda:0,cuda:1``, each with a
             process of its own.
         engine: ``local``, or ``ray`` for the devices of a Ray cluster.
-        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        precision: ``auto``, ``fp32``, ``tf32`` (on a GPU), ``bf16`` or ``fp16``.
+        compile: Compile the encoders (``torch.compile``), each with its first batch: minutes at first, faster from then on.
+            Where that fails, or changes the features, they run as they are, with a warning.
         dtype: How features are kept: ``auto``, ``float16`` or ``float32``.
         batch_size: Images a forward pass, None to choose.
         workers: Decoding processes, None for one a processor, 0 for none.
@@ -252,6 +255,7 @@ def embed(
                     batch_size=batch_size,
                     block_rows=block_rows,
                     overwrite=overwrite,
+                    compile=compile,
                     update=share.rank == 0 and not dry_run,
                 )
             )
@@ -274,7 +278,7 @@ def embed(
             to_load = tuple(Model.of(given, options, job) for given, job in zip(names, jobs, strict=True))
             each = decoder.workers // len(devices) or min(decoder.workers, 1)
             threads = max(1, default_workers() // len(devices))
-            work = Work(manifest, to_load, batch_size, each, threads, allowed)
+            work = Work(manifest, to_load, batch_size, compile, each, threads, allowed)
             for job in jobs:
                 job.encoder.to("cpu")  # the workers need the device
             stores = [job.store.path for job in jobs]

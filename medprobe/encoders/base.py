@@ -186,6 +186,19 @@ class Encoder(abc.ABC):
         self.module.to(device=device, dtype=dtype)
         return self
 
+    def compile(self) -> None:
+        """Have :meth:`forward_views` compiled when it is next called, for the shapes that it is called with."""
+        self.__dict__["forward_views"] = torch.compile(self.forward_views)
+
+    def uncompile(self) -> None:
+        """Take :meth:`compile` back."""
+        self.__dict__.pop("forward_views", None)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether :meth:`forward_views` is compiled."""
+        return "forward_views" in self.__dict__
+
     def freeze(self) -> Encoder:
         """Put the network in evaluation mode, switch its gradients off and return the encoder."""
         self.module.eval().requires_grad_(False)

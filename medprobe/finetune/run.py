@@ -307,6 +307,8 @@ def _accelerator(device: str, precision: str, preset: str | None) -> tuple[Any, 
         precision = "fp32"
     elif precision == "auto" and preset and chosen.type == "cuda":
         precision = "fp16"  # as the study did
+    if precision == "tf32":
+        raise UsageError("--precision tf32: of embed alone; fine-tuning takes fp32, bf16 or fp16")
     precision = choose_precision(precision, chosen)
     if precision == "fp16" and chosen.type != "cuda":
         raise UsageError(f"--precision fp16: trains on a GPU alone; on {chosen.type}: fp32 or bf16")
