@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from medprobe.errors import DataError, UsageError
-from medprobe.images.sources import ArrayImages, Box, FileImages, ImageSource
+from medprobe.images.sources import ArrayImages, Box, FileImages, ImageSource, Rearranged
 from medprobe.tables import IDENTIFYING_COLUMNS, as_text, leaves_folder, marks_of, read_table, texts, typed
 
 PATH_COLUMNS = ("path", "file", "filepath", "file_path", "filename", "file_name", "image", "image_path")
@@ -76,6 +76,11 @@ class Manifest:
         if limit is None or limit >= len(self):
             return self
         return replace(self, samples=self.samples.iloc[:limit].reset_index(drop=True), images=self.images.head(limit))
+
+    def in_order(self, rows: np.ndarray) -> Manifest:
+        """Return the same samples in the order of these row numbers, (n,)."""
+        samples = self.samples.iloc[rows].reset_index(drop=True)
+        return replace(self, samples=samples, images=Rearranged(self.images, rows))
 
 
 def read_manifest(

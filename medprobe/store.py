@@ -21,6 +21,7 @@ import pandas as pd
 import zarr
 
 from medprobe.errors import DataError
+from medprobe.store_place import whereabouts
 
 FORMAT = 2
 DIGEST_BYTES = 16
@@ -31,6 +32,7 @@ STAMP_ARRAY = "sources/stamp"
 # What can be known of an image without looking at it: height and width of the source, mean and standard deviation of its
 # values as the encoder gets them.
 APPEARANCE_ARRAY = "sources/appearance"
+SAMPLES_DRAFT = "samples.draft"
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class FeatureStore:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, partial: bool = False) -> None:
-        self.path = Path(path)
+        self.path = whereabouts(Path(path))
         self.partial = partial
         try:
             self._group = zarr.open_group(self.path, mode="r", zarr_format=3)
@@ -179,6 +181,10 @@ class FeatureStore:
             raise DataError(
                 f"{self.path}: its table of samples is damaged ({error}); run the embed command again"
             ) from error
+        if any(len(values) != self.plan.rows for values in columns.values()):
+            raise DataError(
+                f"{self.path}: its table of samples is of another number of rows: it was extended meanwhile"
+            )
         return pd.DataFrame({k: v.astype(object) if v.dtype.kind == "T" else v for k, v in columns.items()})
 
     @property
@@ -211,9 +217,7 @@ class FeatureStore:
             DataError: No such view, an incomplete store (unless opened with ``partial``), or a damaged chunk.
 
         """
-        view = self.plan.default_view if view is None else view
-        if view not in self.views:
-            raise DataError(f"{self.path.name}: no view '{view}'; it has {', '.join(self.views)}")
+        view = self._known(view)
         mask = self.mask
         values = self._array(f"features/{view}")
         values = values if mask.all() else values[mask]
@@ -226,10 +230,7 @@ class FeatureStore:
             DataError: As :meth:`features`; a damaged chunk when it is read.
 
         """
-        view = self.plan.default_view if view is None else view
-        if view not in self.views:
-            raise DataError(f"{self.path.name}: no view '{view}'; it has {', '.join(self.views)}")
-        return StoredBlocks(self, view)
+        return StoredBlocks(self, self._known(view))
 
     def image_digests(self) -> np.ndarray:
         """Return the digest of each sample's image, uint8 (len(samples), 16): equal for equal files."""
@@ -245,6 +246,10 @@ class FeatureStore:
         """Return digests, uint8 (rows, 16), and stamps, int64 (rows, 2), of a committed block's images, failed ones too."""
         rows = self.plan.block(index)
         return self._array(DIGEST_ARRAY, rows), self._array(STAMP_ARRAY, rows)
+
+    def block_arrays(self, index: int) -> dict[str, np.ndarray]:
+        """Return a committed block of every one of ``array_names``, as it is stored."""
+        return {name: self._array(name, self.plan.block(index)) for name in self.array_names}
 
     def verify(self) -> Iterator[str]:
         """Yield a sentence for each block, chunk or table that is missing or not as it was written."""
@@ -296,18 +301,25 @@ class FeatureStore:
     @cached_property
     def samples_group(self) -> zarr.Group:
         """The Zarr group of the manifest's columns; its attributes are their order, roles and digest."""
-        try:
-            return self._group["samples"]  # type: ignore[return-value]
-        except KeyError as error:
-            raise DataError(f"{self.path}: its table of samples is missing; run the embed command again") from error
+        for name in ("samples", SAMPLES_DRAFT):  # whole, and all there is, while the old table makes way for it
+            if name in self._group:
+                return self._group[name]  # type: ignore[return-value]
+        raise DataError(f"{self.path}: its table of samples is missing; run the embed command again")
 
-    def _array(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+    def _array(self, name: str, rows: slice | None = None) -> np.ndarray:
+        rows = rows or slice(0, self.plan.rows)  # a longer store that has taken this one's place begins with its rows
         try:
             return np.asarray(self._group[name][rows])  # type: ignore[index]
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
                 f"{self.path}: {name} is damaged: medprobe verify names the blocks, the embed command makes them again"
             ) from error
+
+    def _known(self, view: str | None) -> str:
+        view = self.plan.default_view if view is None else view
+        if view not in self.views:
+            raise DataError(f"{self.path.name}: no view '{view}'; it has {', '.join(self.views)}")
+        return view
 
     def _check_complete(self) -> None:
         if self.missing_blocks and not self.partial:
@@ -332,11 +344,8 @@ class FeatureStore:
         wanted = commit.chunks.get(name, {})
         if len(data) != wanted.get("bytes"):
             return f"chunk file has {len(data)} bytes instead of {wanted.get('bytes')}"
-        return (
-            None
-            if hashlib.sha256(data).hexdigest() == wanted.get("sha256")
-            else "chunk file has changed (SHA-256 differs)"
-        )
+        same = hashlib.sha256(data).hexdigest() == wanted.get("sha256")
+        return None if same else "chunk file has changed (SHA-256 differs)"
 
 
 class StoredBlocks:

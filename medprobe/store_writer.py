@@ -9,7 +9,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from medprobe.store import (
     DIGEST_ARRAY,
     DIGEST_BYTES,
     FORMAT,
+    SAMPLES_DRAFT,
     STAMP_ARRAY,
     Commit,
     Failure,
@@ -84,12 +85,16 @@ def replace_samples(store: FeatureStore, samples: pd.DataFrame, roles: Mapping[s
         same = store.samples_group.attrs["sha256"] == table_digest(samples) and store.roles == _plain(roles)
     except DataError:
         same = False
-    if same:
+    table, old = store.path / "samples", store.path / "samples.old"
+    if same and table.exists():
         return False
     group = zarr.open_group(store.path, mode="r+")
-    _write_samples(group, "samples.draft", samples, roles)
-    shutil.rmtree(store.path / "samples", ignore_errors=True)
-    (store.path / "samples.draft").rename(store.path / "samples")
+    shutil.rmtree(old, ignore_errors=True)
+    _write_samples(group, SAMPLES_DRAFT, samples, roles)
+    if table.exists():
+        table.rename(old)  # at once, as a table of which a part is left would hide the draft from readers
+    (store.path / SAMPLES_DRAFT).rename(table)
+    shutil.rmtree(old, ignore_errors=True)
     return True
 
 
@@ -136,8 +141,33 @@ def _write_block_once(
         data = file.read_bytes()
         chunks[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     commit = Commit(index, store.plan.digest, chunks, tuple(failures), dict(made_with))
-    _write_whole(record, json.dumps(asdict(commit), indent=1, sort_keys=True).encode())
+    _write_record(record, commit)
     return commit
+
+
+def take_over(store: FeatureStore, base: FeatureStore, index: int) -> None:
+    """Commit a full block that stands in another store, of the same rows, in this one, without a copy if that can be."""
+    record = store.commit_path(index)
+    record.unlink(missing_ok=True)
+    for name in store.array_names:
+        file = store.chunk_path(name, index)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}.draft")
+        try:
+            try:
+                os.link(base.chunk_path(name, index), draft)
+            except OSError:  # across file systems, or one without links
+                shutil.copyfile(base.chunk_path(name, index), draft)
+                _sync(draft)
+            draft.replace(file)  # never written in place: the file may be the other store's as well
+        finally:
+            draft.unlink(missing_ok=True)
+        _sync(file.parent)
+    _write_record(record, replace(base.commits[index], plan=store.plan.digest))
+
+
+def _write_record(path: Path, commit: Commit) -> None:
+    _write_whole(path, json.dumps(asdict(commit), indent=1, sort_keys=True).encode())
 
 
 def _write_samples(group: zarr.Group, name: str, samples: pd.DataFrame, roles: Mapping[str, Any]) -> None:

@@ -95,6 +95,9 @@ def embed(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete stores that are there and start again.")
     ] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add images that a store lacks to it; those that it has are kept.")
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Change nothing; say what is to be done, how long it takes, how large it gets."),
@@ -157,6 +160,7 @@ def embed(
             max_failures=max_failures,
             check_digest=check == "digest",
             overwrite=overwrite,
+            extend=extend,
             dry_run=dry_run,
             limit=limit,
             rank=rank,

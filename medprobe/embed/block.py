@@ -24,7 +24,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Span:
-    """The rows of a block, and which of the jobs make it."""
+    """The rows of a block, without those that stand in a shorter store, and which of the jobs make it."""
 
     start: int
     stop: int
@@ -124,6 +124,11 @@ class Block:
             arrays |= {DIGEST_ARRAY: self._digests, STAMP_ARRAY: self._stamps, APPEARANCE_ARRAY: looks}
             found = sorted(failures, key=lambda failure: failure.row)
             index = self.span.start // job.store.plan.block_rows
+            if self.span.start % job.store.plan.block_rows:
+                base, last = job.begun(self.span.start)
+                begun = base.block_arrays(last)
+                arrays = {name: np.concatenate([begun[name], values]) for name, values in arrays.items()}
+                found = [*base.commits[last].failures, *found]
             try:
                 write_block(job.store, index, arrays, found, job.made_with)
             except OSError as error:

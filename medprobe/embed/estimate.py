@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,12 +31,12 @@ class Estimate:
     seconds: float
 
 
-def estimate(job: Job, blocks: Sequence[int], manifest: Manifest, workers: int) -> Estimate:
+def estimate(job: Job, blocks: Mapping[int, slice], manifest: Manifest, workers: int) -> Estimate:
     """Return what some blocks would take: a few images of theirs, evenly spaced, are read and encoded for it.
 
     Reading and encoding share the processors, unless there is a GPU: then the slower of the two decides.
     """
-    spans = [job.store.plan.block(index) for index in blocks]
+    spans = list(blocks.values())
     images = sum(span.stop - span.start for span in spans)
     plan = job.store.plan
     a_row = sum(width * np.dtype(plan.dtypes[view]).itemsize for view, width in plan.views.items())

@@ -8,7 +8,7 @@ import math
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from medprobe.encoders.base import Encoder, fingerprint
 from medprobe.errors import DataError, UsageError
 from medprobe.manifest import Manifest
 from medprobe.store import FeatureStore, Plan, ids_digest
+from medprobe.store_extension import bases_of, begins, draft_path, drafts_of, extended_path
 from medprobe.store_writer import create_store, replace_samples
 
 log = logging.getLogger("medprobe")
@@ -32,10 +33,18 @@ _FLOAT16_MARGIN = 16.0
 
 @dataclass
 class Job:
-    """An encoder, ready on its device, and the store that it fills."""
+    """An encoder, ready on its device, and the store that it fills.
+
+    Attributes:
+        forward: The encoder at work.
+        store: The store, or the draft of a longer one that is to take its place.
+        bases: Stores that a draft takes over blocks from.
+
+    """
 
     forward: Forward
     store: FeatureStore
+    bases: list[FeatureStore] = field(default_factory=list)
 
     @property
     def encoder(self) -> Encoder:
@@ -49,6 +58,11 @@ class Job:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         compiled = {"compiled": "torch.compile"} if self.encoder.is_compiled else {}
         return {"device": name, "torch": torch.__version__, **compiled}
+
+    def begun(self, row: int) -> tuple[FeatureStore, int]:
+        """Return the shorter store that ends before a row, and the number of its last block, which is not full."""
+        base = next(base for base in self.bases if base.plan.rows == row)
+        return base, base.plan.n_blocks - 1
 
 
 def prepare(
@@ -65,6 +79,7 @@ def prepare(
     overwrite: bool,
     compile: bool = False,
     update: bool = True,
+    extend_in: Path | None = None,
 ) -> Job:
     """Return the job for one encoder: its store made, or the one that is there checked and brought up to date.
 
@@ -82,6 +97,8 @@ def prepare(
         overwrite: Delete the store that is there.
         compile: Compile the encoder with its first batch.
         update: Bring the columns of a store that is there up to date: one process does that, not several.
+        extend_in: Where the draft of a longer store is made when the manifest has more samples than the store that is there,
+            which begin with that store's in its order; an error unless given.
 
     Raises:
         DataError: The store that is there was made from other images, weights or preprocessing.
@@ -99,15 +116,19 @@ def prepare(
     size = BatchSize.of(batch_size, device, 3 * math.prod(encoder.preprocess.geometry.size))
     if is_there and not overwrite:
         store = FeatureStore(path, partial=True)
-        _check_same(store, manifest, provenance, precision, device, dtype)
+        _check_same(store, manifest, provenance, precision, dtype, extend_in is not None)
+        base = extended_path(path)
+        if store.plan.rows < len(manifest):
+            base, store = path, _draft(store, manifest, extend_in or path.parent)
+        bases = [] if base is None else bases_of(base, store.plan, manifest.samples["id"])
         try:
             replaced = update and replace_samples(store, manifest.samples, _roles(manifest))
         except OSError as error:
             raise DataError(f"{path}: its table of samples could not be written: {error.strerror or error}") from error
         if replaced:
             log.info("%s: labels and other columns brought up to date; nothing is embedded again for that", path.name)
-            store = FeatureStore(path, partial=True)
-        return Job(Forward(encoder, store.plan.precision, size, compile), store)
+            store = FeatureStore(store.path, partial=True)
+        return Job(Forward(encoder, store.plan.precision, size, compile), store, bases)
     chosen, largest = _tried_precision(encoder, sample(), precision, device)
     wide = {
         view: dtype == "float32" or (dtype == "auto" and value * _FLOAT16_MARGIN > 65504)
@@ -125,21 +146,30 @@ def prepare(
         manifest_sha256=ids_digest(manifest.samples["id"]),
     )
     if is_there:
-        shutil.rmtree(path)  # only once everything that could go wrong with its successor has gone well
+        for old in (path, *drafts_of(path)):  # only once everything that could go wrong with its successor has gone well
+            shutil.rmtree(old)
+    card = {**encoder.card.to_dict(), "parameters": str(encoder.n_parameters)}
+    store = _created(path, plan, manifest, card, versions())
+    if store.plan != plan:  # another process was first
+        _check_same(store, manifest, provenance, precision, dtype, False)
+    return Job(Forward(encoder, store.plan.precision, size, compile), store)
+
+
+def _draft(store: FeatureStore, manifest: Manifest, folder: Path) -> FeatureStore:
+    """Return the draft of a store with all of the manifest's samples: the one that was begun, or else one in a folder."""
+    plan = replace(store.plan, rows=len(manifest), manifest_sha256=ids_digest(manifest.samples["id"]))
+    path = draft_path(store.path, plan)
+    log.info("%s: %d samples are added to its %d", store.path.name, plan.rows - store.plan.rows, store.plan.rows)
+    return _created(path if path.exists() else folder / path.name, plan, manifest, store.card, store.versions)
+
+
+def _created(
+    path: Path, plan: Plan, manifest: Manifest, card: Mapping[str, str], versions: Mapping[str, str]
+) -> FeatureStore:
     try:
-        store = create_store(
-            path,
-            plan,
-            manifest.samples,
-            _roles(manifest),
-            card={**encoder.card.to_dict(), "parameters": str(encoder.n_parameters)},
-            versions=versions(),
-        )
+        return create_store(path, plan, manifest.samples, _roles(manifest), card=card, versions=versions)
     except OSError as error:
         raise DataError(f"{path} could not be made: {error.strerror or error}") from error
-    if store.plan != plan:  # another process was first
-        _check_same(store, manifest, provenance, precision, device, dtype)
-    return Job(Forward(encoder, store.plan.precision, size, compile), store)
 
 
 def _tried_precision(
@@ -164,19 +194,24 @@ def _check_same(
     manifest: Manifest,
     provenance: Mapping[str, Any],
     precision: str,
-    device: torch.device,
     dtype: str,
+    extend: bool,
 ) -> None:
-    """Compare an existing store with what is asked for and name every difference."""
-    plan = store.plan
-    differences = []
-    if plan.manifest_sha256 != ids_digest(manifest.samples["id"]):
-        held, asked = set(store.manifest["id"]), set(manifest.samples["id"])
+    """Compare an existing store with what is asked for and name every difference; more samples are one unless ``extend``."""
+    plan, ids = store.plan, manifest.samples["id"]
+    differences, remedy = [], ""
+    if begins(ids, plan):
+        if not extend:
+            differences.append(f"{len(ids) - plan.rows} images are not in the store (first: {ids[plan.rows]})")
+            remedy = "--extend embeds them and keeps the others as they are. "
+    elif plan.manifest_sha256 != ids_digest(ids):
+        held, asked = set(store.manifest["id"]), set(ids)
         extra, gone = sorted(asked - held), sorted(held - asked)
         if extra:
             differences.append(f"{len(extra)} images are not in the store (first: {extra[0]})")
         if gone:
-            differences.append(f"{len(gone)} images of the store are not in the data (first: {gone[0]})")
+            differences.append(f"{len(gone)} images of the store are not in the data (first: {', '.join(gone[:3])})")
+            remedy = "Nothing is taken out of a store: put them back. "
         if not extra and not gone:
             differences.append("the images are in another order")
     now, was = _flat(_as_json(provenance)), _flat(plan.encoder)
@@ -191,7 +226,7 @@ def _check_same(
         differences.append(f"dtype is {dtype}, was {', '.join(sorted(set(plan.dtypes.values())))}")
     if differences:
         raise DataError(
-            f"{store.path} was made from something else: {'; '.join(differences)}. "
+            f"{store.path} was made from something else: {'; '.join(differences)}. {remedy if len(differences) == 1 else ''}"
             "Use another folder (-o), or --overwrite to delete that store and embed everything again."
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -108,21 +108,24 @@ def fill_spans(
             writer.check(wait=True)
 
 
-def failures_before(jobs: Sequence[Job], to_do: Sequence[Sequence[int]]) -> Failures:
+def failures_before(jobs: Sequence[Job], to_do: Sequence[Mapping[int, slice]]) -> Failures:
     """Return row and reason of the failures in blocks that are finished: they count, however many runs it takes."""
     found: Failures = {}
     for job, blocks in zip(jobs, to_do, strict=True):
-        for index in job.store.commits.keys() - set(blocks):
-            found |= {failure.row: failure.reason for failure in job.store.commits[index].failures}
+        commits = [job.store.commits[index] for index in job.store.commits.keys() - set(blocks)]
+        for rows in blocks.values():
+            if rows.start % job.store.plan.block_rows:
+                base, last = job.begun(rows.start)
+                commits.append(base.commits[last])
+        found |= {failure.row: failure.reason for commit in commits for failure in commit.failures}
     return found
 
 
-def spans_of(jobs: Sequence[Job], to_do: Sequence[Sequence[int]]) -> list[Span]:
-    """Return the blocks in the order of their rows, each once for all the jobs that want it."""
+def spans_of(to_do: Sequence[Mapping[int, slice]]) -> list[Span]:
+    """Return what is to be embedded of each block, in the order of the rows, each once for all the jobs that want it."""
     wanted: dict[tuple[int, int], list[int]] = {}
-    for i, (job, blocks) in enumerate(zip(jobs, to_do, strict=True)):
-        for index in blocks:
-            rows = job.store.plan.block(index)
+    for i, blocks in enumerate(to_do):
+        for rows in blocks.values():
             wanted.setdefault((rows.start, rows.stop), []).append(i)
     return [Span(start, stop, tuple(which)) for (start, stop), which in sorted(wanted.items())]
 

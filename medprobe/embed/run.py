@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -16,14 +16,14 @@ import torch
 
 from medprobe.embed.distribute import Model, Work, Worker, hand_out
 from medprobe.embed.estimate import Estimate, estimate
-from medprobe.embed.job import Job, prepare
+from medprobe.embed.extend import in_place, in_store_order, rows_to_do
+from medprobe.embed.job import prepare
 from medprobe.embed.local import LocalWorker
 from medprobe.embed.normalize import ENCODER, channel_statistics, parse_normalize, with_normalization
 from medprobe.embed.pipeline import Progress, failures_before, fill_spans, spans_of
 from medprobe.embed.precision import choose_devices
 from medprobe.embed.ranks import share_of
 from medprobe.embed.ray_actors import ray_workers
-from medprobe.embed.resume import blocks_to_do
 from medprobe.encoders.base import Encoder, LoadOptions
 from medprobe.encoders.registry import load_encoder
 from medprobe.errors import DataError, UsageError
@@ -32,6 +32,7 @@ from medprobe.images.geometry import Geometry
 from medprobe.images.window import FILE, parse_window
 from medprobe.manifest import Manifest, read_manifest
 from medprobe.store import FeatureStore
+from medprobe.store_place import settle
 from medprobe.volumes import few_volumes
 
 log = logging.getLogger("medprobe")
@@ -49,7 +50,7 @@ class EmbedReport:
 
     Attributes:
         encoder: The encoder's name.
-        path: The store.
+        path: The store; while other ranks have blocks of its extension to make, the draft of that.
         samples: Rows of the manifest.
         embedded: Rows embedded by this call; the others were there, or are other ranks'.
         missing: Blocks that are still to be made, by other ranks.
@@ -109,6 +110,7 @@ def embed(
     max_failures: str | float | None = None,
     check_digest: bool = False,
     overwrite: bool = False,
+    extend: bool = False,
     dry_run: bool = False,
     limit: int | None = None,
     rank: int | None = None,
@@ -118,7 +120,7 @@ def embed(
     """Embed every image of a data set with every model and return a report for each; images are decoded once for all.
 
     A store that is there is finished, not made again: blocks that are missing or damaged, and blocks whose unreadable
-    images have changed since.
+    images have changed since. Its samples keep their order, whatever the order of the data is now.
 
     Args:
         data: A folder, table, MedMNIST ``.npz``, or a :class:`~medprobe.manifest.Manifest`.
@@ -162,6 +164,8 @@ def embed(
             1 %, and no fewer than ten images, or ten volumes.
         check_digest: Compare every image with its digest in the store instead of size and time of change.
         overwrite: Delete stores that are there.
+        extend: Add images that a store lacks behind the ones that it has, which are not embedded again. The store stays as it
+            is, and can be read, until the longer one is complete and takes its place.
         dry_run: Change nothing, and report what is left to do, how large it will be and how long it will take.
         limit: Only the first so many images.
         rank: Which of several processes this one is, from 0; of torchrun or srun unless given.
@@ -207,6 +211,8 @@ def embed(
     for flag, value in (("--batch-size", batch_size), ("--block-rows", block_rows), ("--image-size", image_size)):
         if value is not None and value < 1:
             raise UsageError(f"{flag} {value}: at least 1")
+    if extend and overwrite:
+        raise UsageError("--extend: keeps what --overwrite deletes; give one of them")
     share = share_of(rank, world_size)
     if share.world_size > 1:
         log.info("rank %d of %d: every %s block is made here", share.rank, share.world_size, _nth(share.world_size))
@@ -231,14 +237,19 @@ def embed(
     if engine not in ENGINES:
         raise UsageError(f"--engine {engine}: one of {', '.join(ENGINES)}")
     devices = choose_devices(device, share)
+    paths = [store_path(Path(out), encoder.name) for encoder in encoders]
+    for path in paths:
+        settle(path)
+    if not overwrite:
+        manifest = in_store_order(manifest, paths)
     with (
         Decoder(default_workers() if workers is None else workers, in_turns=devices[0].type == "cpu") as decoder,
         tempfile.TemporaryDirectory(prefix="medprobe-") as elsewhere,
     ):
         jobs = []
         statistics = cache(partial(channel_statistics, manifest, decoder))  # one reading of the images for all encoders
-        for encoder in encoders:
-            path = store_path(Path(out), encoder.name)
+        for encoder, path in zip(encoders, paths, strict=True):
+            extend_in = Path(elsewhere) if dry_run else path.parent
             if dry_run and (overwrite or not path.exists()):
                 path = store_path(Path(elsewhere), encoder.name)
             resumed = path if path.exists() and not overwrite else None
@@ -257,20 +268,22 @@ def embed(
                     overwrite=overwrite,
                     compile=compile,
                     update=share.rank == 0 and not dry_run,
+                    extend_in=extend_in if extend else None,
                 )
             )
-        to_do = [blocks_to_do(job.store, manifest.images, mine=share.has, check_digest=check_digest) for job in jobs]
+        find = partial(rows_to_do, images=manifest.images, mine=share.has, check_digest=check_digest, dry_run=dry_run)
+        to_do = [find(job) for job in jobs]
         if dry_run:
             return [
                 replace(
-                    _report(job, (), 0.0),
-                    path=store_path(Path(out), job.encoder.name),
+                    _report(job.store.path, {}, 0.0),
+                    path=path,
                     expected=estimate(job, blocks, manifest, decoder.workers),
                 )
-                for job, blocks in zip(jobs, to_do, strict=True)
+                for job, path, blocks in zip(jobs, paths, to_do, strict=True)
             ]
         started = time.perf_counter()
-        spans, failures = spans_of(jobs, to_do), failures_before(jobs, to_do)
+        spans, failures = spans_of(to_do), failures_before(jobs, to_do)
         if engine == "local" and len(devices) == 1:
             begun = Progress(total=sum(map(len, spans)))
             fill_spans(manifest, jobs, spans, decoder, failures, allowed, begun, progress)
@@ -284,7 +297,7 @@ def embed(
             stores = [job.store.path for job in jobs]
             hand_out(spans, _workers(work, devices, engine), manifest, stores, failures, allowed, progress)
     seconds = time.perf_counter() - started
-    return [_report(job, blocks, seconds) for job, blocks in zip(jobs, to_do, strict=True)]
+    return [_report(in_place(job), blocks, seconds) for job, blocks in zip(jobs, to_do, strict=True)]
 
 
 def _workers(work: Work, devices: Sequence[torch.device], engine: str) -> Sequence[Worker]:
@@ -338,12 +351,12 @@ def _first_images(manifest: Manifest, geometry: Geometry) -> np.ndarray:
     return found
 
 
-def _report(job: Job, blocks: Sequence[int], seconds: float) -> EmbedReport:
-    store = FeatureStore(job.store.path, partial=True)
-    rows = sum(s.stop - s.start for s in map(store.plan.block, blocks))
+def _report(path: Path, blocks: Mapping[int, slice], seconds: float) -> EmbedReport:
+    store = FeatureStore(path, partial=True)
+    rows = sum(rows.stop - rows.start for rows in blocks.values())
     return EmbedReport(
         encoder=store.encoder,
-        path=store.path,
+        path=path,
         samples=store.plan.rows,
         embedded=rows,
         missing=len(store.missing_blocks),

@@ -169,6 +169,39 @@ class FileImages:
         )
 
 
+@dataclass(frozen=True)
+class Rearranged:
+    """Images in another order.
+
+    Attributes:
+        images: The images.
+        order: Which of them each row is, (n,).
+
+    """
+
+    images: ImageSource
+    order: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def payload(self, row: int) -> Payload:
+        """Return what the row is to be read from."""
+        return self.images.payload(int(self.order[row]))
+
+    def stamp(self, row: int) -> tuple[int, int]:
+        """Return size and time of change of its file."""
+        return self.images.stamp(int(self.order[row]))
+
+    def head(self, limit: int) -> Rearranged:
+        """Return the first ``limit`` images."""
+        return Rearranged(self.images, self.order[:limit])
+
+    def unit(self, row: int) -> int:
+        """Return the number of what is opened for the row."""
+        return self.images.unit(int(self.order[row]))
+
+
 def is_nifti(path: str | Path) -> bool:
     """Return whether a file is called like a NIfTI file."""
     return str(path).lower().endswith(NIFTI_SUFFIXES)
