@@ -8,10 +8,8 @@ to write another reader.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,11 @@ import zarr
 
 from medprobe.errors import DataError
 from medprobe.store_place import whereabouts
+from medprobe.store_records import Commit, Plan
+from medprobe.tables import ids_digest, table_digest
 
 FORMAT = 2
+WITH_THUMBNAILS = 3  # the same, and thumbnails: an older reader would take its blocks for incomplete
 DIGEST_BYTES = 16
 # What each row was made from stands beside its features and is committed with them: the digest of the image's bytes, and
 # its file's size and time of change (nanoseconds).
@@ -33,78 +34,10 @@ STAMP_ARRAY = "sources/stamp"
 # values as the encoder gets them.
 APPEARANCE_ARRAY = "sources/appearance"
 SAMPLES_DRAFT = "samples.draft"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that is decided before the first image is read; two stores of one plan hold the same features.
-
-    Attributes:
-        encoder: Name, architecture, digest of the weights, views, preprocessing, card.
-        fingerprint: SHA-256 of what decides the features' values.
-        precision: What the encoder computes in, such as ``bf16``.
-        views: Width of each view.
-        dtypes: How each view is kept, ``float16`` or ``float32``.
-        default_view: The pooling that the encoder was trained with.
-        rows: Number of samples.
-        block_rows: Rows of a block.
-        manifest_sha256: Digest of the sample ids in their order.
-
-    """
-
-    encoder: Mapping[str, Any]
-    fingerprint: str
-    precision: str
-    views: Mapping[str, int]
-    dtypes: Mapping[str, str]
-    default_view: str
-    rows: int
-    block_rows: int
-    manifest_sha256: str
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the plan; every commit record carries it."""
-        return hashlib.sha256(_canonical(asdict(self))).hexdigest()
-
-    @property
-    def n_blocks(self) -> int:
-        """Number of blocks."""
-        return -(-self.rows // self.block_rows)
-
-    def block(self, index: int) -> slice:
-        """Return the rows of a block."""
-        return slice(index * self.block_rows, min((index + 1) * self.block_rows, self.rows))
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A sample without features: its row, where it failed (``read``, ``encode`` or ``store``) and why."""
-
-    row: int
-    stage: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Commit:
-    """The proof that a block is complete: size and SHA-256 of each chunk file, and the rows that have no features."""
-
-    block: int
-    plan: str
-    chunks: Mapping[str, Mapping[str, Any]]
-    failures: tuple[Failure, ...]
-    made_with: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path) -> Commit | None:
-        """Return the record in a file, or None where it is missing, torn or of another shape."""
-        try:
-            record = json.loads(path.read_bytes())
-            failures = tuple(Failure(int(f["row"]), str(f["stage"]), str(f["reason"])) for f in record.pop("failures"))
-            return cls(failures=failures, **record)
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
+# Thumbnails, in stores that are asked to keep them: each row a JPEG file, filled up with zeros.
+THUMBNAIL_ARRAY = "sources/thumbnail"
+# Folder of what was computed from the features and can be computed again, such as a map of them.
+DERIVED = "derived"
 
 
 class FeatureStore:
@@ -132,14 +65,16 @@ class FeatureStore:
         meta: Any = self._group.attrs.get("medprobe")
         if not isinstance(meta, Mapping) or "format" not in meta:
             raise DataError(f"{self.path}: a Zarr group, but not a medprobe feature store")
-        if meta["format"] != FORMAT:
+        if meta["format"] not in {FORMAT, WITH_THUMBNAILS}:
             remedy = "upgrade medprobe" if meta["format"] > FORMAT else "embed the images again (--overwrite)"
             raise DataError(
-                f"{self.path}: written in store format {meta['format']}; this medprobe reads format {FORMAT}: {remedy}"
+                f"{self.path}: written in store format {meta['format']}; this medprobe reads formats {FORMAT} and "
+                f"{WITH_THUMBNAILS}: {remedy}"
             )
         self.plan = Plan(**meta["plan"])
         self.card: Mapping[str, str] = meta["card"]
         self.versions: Mapping[str, str] = meta["versions"]
+        self.thumbnail_bytes = int(meta.get("thumbnail_bytes", 0))  # of each row; 0 where none are kept
 
     @property
     def encoder(self) -> str:
@@ -210,6 +145,18 @@ class FeatureStore:
         records = [(ids[f.row], f.row, f.stage, f.reason) for f in rows]
         return pd.DataFrame(records, columns=["id", "row", "stage", "reason"])
 
+    def view_name(self, view: str | None) -> str:
+        """Return the name of a view, that of the default one for None.
+
+        Raises:
+            DataError: There is no such view.
+
+        """
+        view = self.plan.default_view if view is None else view
+        if view not in self.views:
+            raise DataError(f"{self.path.name}: no view '{view}'; it has {', '.join(self.views)}")
+        return view
+
     def features(self, view: str | None = None, dtype: Any = np.float32) -> np.ndarray:
         """Return a view (the default one unless named) of shape (len(samples), width), finite; dtype None is the stored one.
 
@@ -217,7 +164,7 @@ class FeatureStore:
             DataError: No such view, an incomplete store (unless opened with ``partial``), or a damaged chunk.
 
         """
-        view = self._known(view)
+        view = self.view_name(view)
         mask = self.mask
         values = self._array(f"features/{view}")
         values = values if mask.all() else values[mask]
@@ -230,7 +177,7 @@ class FeatureStore:
             DataError: As :meth:`features`; a damaged chunk when it is read.
 
         """
-        return StoredBlocks(self, self._known(view))
+        return StoredBlocks(self, self.view_name(view))
 
     def image_digests(self) -> np.ndarray:
         """Return the digest of each sample's image, uint8 (len(samples), 16): equal for equal files."""
@@ -241,6 +188,29 @@ class FeatureStore:
         """Return height and width of each sample's source image, mean and contrast of its values, float32 (n, 4)."""
         looks: np.ndarray = self._array(APPEARANCE_ARRAY)[self.mask]
         return looks
+
+    def thumbnails(self, rows: Sequence[int] | np.ndarray) -> list[bytes | None]:
+        """Return small JPEG files of some rows of the manifest, failed ones too; None where a row has none.
+
+        None have any in a store that was made without ``--thumbnails``; an image that could not be read has none, nor has a
+        row whose block is still to be made.
+
+        Raises:
+            IndexError: There is no such row.
+            DataError: A damaged chunk.
+
+        """
+        wanted = np.asarray(rows, dtype=np.int64)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.plan.rows):
+            raise IndexError(f"{self.path.name} has rows 0 to {self.plan.rows - 1}")
+        found: list[bytes | None] = [None] * len(wanted)
+        blocks = wanted // self.plan.block_rows
+        for index in set(blocks.tolist()) & self.commits.keys() if self.thumbnail_bytes else ():
+            span = self.plan.block(index)
+            packed = self._array(THUMBNAIL_ARRAY, span)
+            for place in np.flatnonzero(blocks == index):
+                found[place] = packed[wanted[place] - span.start].tobytes().rstrip(b"\0") or None
+        return found
 
     def sources(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return digests, uint8 (rows, 16), and stamps, int64 (rows, 2), of a committed block's images, failed ones too."""
@@ -283,7 +253,8 @@ class FeatureStore:
     @property
     def array_names(self) -> list[str]:
         """Arrays that are written block by block: the views, and what the images were."""
-        return [*(f"features/{view}" for view in self.views), DIGEST_ARRAY, STAMP_ARRAY, APPEARANCE_ARRAY]
+        of_images = [DIGEST_ARRAY, STAMP_ARRAY, APPEARANCE_ARRAY, *([THUMBNAIL_ARRAY] if self.thumbnail_bytes else [])]
+        return [*(f"features/{view}" for view in self.views), *of_images]
 
     def commit_path(self, index: int) -> Path:
         """Return where the commit record of a block stands."""
@@ -314,12 +285,6 @@ class FeatureStore:
             raise DataError(
                 f"{self.path}: {name} is damaged: medprobe verify names the blocks, the embed command makes them again"
             ) from error
-
-    def _known(self, view: str | None) -> str:
-        view = self.plan.default_view if view is None else view
-        if view not in self.views:
-            raise DataError(f"{self.path.name}: no view '{view}'; it has {', '.join(self.views)}")
-        return view
 
     def _check_complete(self) -> None:
         if self.missing_blocks and not self.partial:
@@ -366,39 +331,3 @@ class StoredBlocks:
 def open_store(path: str | os.PathLike[str], *, partial: bool = False) -> FeatureStore:
     """Return the feature store at ``path``; see :class:`FeatureStore`."""
     return FeatureStore(path, partial=partial)
-
-
-def ids_digest(ids: Sequence[str] | pd.Series) -> str:
-    """Return the SHA-256 of sample ids in their order."""
-    digest = hashlib.sha256()
-    for sample in ids:
-        digest.update(str(sample).encode() + b"\0")
-    return digest.hexdigest()
-
-
-def table_digest(samples: pd.DataFrame) -> str:
-    """Return the SHA-256 of the names and values of all columns."""
-    digest = hashlib.sha256()
-    for name in samples.columns:
-        values = storable(samples[name])
-        digest.update(f"{name}|{values.dtype.kind}\n".encode())
-        if values.dtype.kind == "O":
-            digest.update("\0".join(values).encode())
-        else:
-            digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()
-
-
-def storable(column: pd.Series) -> np.ndarray:
-    """Return a column as int64, float64 or an object array of strings, in which a missing value is the empty string."""
-    if pd.api.types.is_bool_dtype(column.dtype) and not column.hasnans:
-        return np.asarray(column, dtype="int64")
-    if pd.api.types.is_integer_dtype(column.dtype) and not column.hasnans:
-        return np.asarray(column, dtype="int64")
-    if pd.api.types.is_numeric_dtype(column.dtype):
-        return np.asarray(column.to_numpy(dtype="float64", na_value=np.nan))
-    return np.array(["" if pd.isna(v) else str(v) for v in column], dtype=object)
-
-
-def _canonical(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -13,7 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from medprobe.errors import DataError
-from medprobe.store import FeatureStore, Plan, ids_digest
+from medprobe.store import FeatureStore
+from medprobe.store_records import Plan
+from medprobe.tables import ids_digest
 
 _DRAFT = ".extension"
 

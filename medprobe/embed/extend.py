@@ -14,10 +14,11 @@ from medprobe.embed.resume import blocks_to_do
 from medprobe.errors import DataError
 from medprobe.images.sources import ImageSource
 from medprobe.manifest import Manifest
-from medprobe.store import FeatureStore, ids_digest
+from medprobe.store import FeatureStore
 from medprobe.store_extension import drafts_of, extended_path
 from medprobe.store_place import put_in_place
 from medprobe.store_writer import take_over
+from medprobe.tables import ids_digest
 
 log = logging.getLogger("medprobe")
 

@@ -19,10 +19,13 @@ from medprobe.embed.forward import BatchSize, Forward, to_pixels
 from medprobe.embed.precision import MIN_COSINE, choose_precision, lowest_cosine
 from medprobe.encoders.base import Encoder, fingerprint
 from medprobe.errors import DataError, UsageError
+from medprobe.images.thumbnail import MAX_BYTES
 from medprobe.manifest import Manifest
-from medprobe.store import FeatureStore, Plan, ids_digest
+from medprobe.store import FeatureStore
 from medprobe.store_extension import bases_of, begins, draft_path, drafts_of, extended_path
+from medprobe.store_records import Plan
 from medprobe.store_writer import create_store, replace_samples
+from medprobe.tables import ids_digest
 
 log = logging.getLogger("medprobe")
 
@@ -80,6 +83,7 @@ def prepare(
     compile: bool = False,
     update: bool = True,
     extend_in: Path | None = None,
+    thumbnails: bool | None = None,
 ) -> Job:
     """Return the job for one encoder: its store made, or the one that is there checked and brought up to date.
 
@@ -99,6 +103,7 @@ def prepare(
         update: Bring the columns of a store that is there up to date: one process does that, not several.
         extend_in: Where the draft of a longer store is made when the manifest has more samples than the store that is there,
             which begin with that store's in its order; an error unless given.
+        thumbnails: Whether a thumbnail of each image is to be kept; None where the store is there and knows.
 
     Raises:
         DataError: The store that is there was made from other images, weights or preprocessing.
@@ -116,7 +121,9 @@ def prepare(
     size = BatchSize.of(batch_size, device, 3 * math.prod(encoder.preprocess.geometry.size))
     if is_there and not overwrite:
         store = FeatureStore(path, partial=True)
-        _check_same(store, manifest, provenance, precision, dtype, extend_in is not None)
+        _check_same(store, manifest, provenance, precision, dtype, extend_in is not None, thumbnails)
+        if store.thumbnail_bytes and thumbnails is False:
+            log.info("%s: goes on with thumbnails, as it was begun", path.name)
         base = extended_path(path)
         if store.plan.rows < len(manifest):
             base, store = path, _draft(store, manifest, extend_in or path.parent)
@@ -149,9 +156,9 @@ def prepare(
         for old in (path, *drafts_of(path)):  # only once everything that could go wrong with its successor has gone well
             shutil.rmtree(old)
     card = {**encoder.card.to_dict(), "parameters": str(encoder.n_parameters)}
-    store = _created(path, plan, manifest, card, versions())
-    if store.plan != plan:  # another process was first
-        _check_same(store, manifest, provenance, precision, dtype, False)
+    store = _created(path, plan, manifest, card, versions(), MAX_BYTES if thumbnails else 0)
+    if store.plan != plan or bool(store.thumbnail_bytes) != bool(thumbnails):  # another process was first
+        _check_same(store, manifest, provenance, precision, dtype, False, thumbnails)
     return Job(Forward(encoder, store.plan.precision, size, compile), store)
 
 
@@ -160,14 +167,22 @@ def _draft(store: FeatureStore, manifest: Manifest, folder: Path) -> FeatureStor
     plan = replace(store.plan, rows=len(manifest), manifest_sha256=ids_digest(manifest.samples["id"]))
     path = draft_path(store.path, plan)
     log.info("%s: %d samples are added to its %d", store.path.name, plan.rows - store.plan.rows, store.plan.rows)
-    return _created(path if path.exists() else folder / path.name, plan, manifest, store.card, store.versions)
+    path = path if path.exists() else folder / path.name
+    return _created(path, plan, manifest, store.card, store.versions, store.thumbnail_bytes)
 
 
 def _created(
-    path: Path, plan: Plan, manifest: Manifest, card: Mapping[str, str], versions: Mapping[str, str]
+    path: Path,
+    plan: Plan,
+    manifest: Manifest,
+    card: Mapping[str, str],
+    versions: Mapping[str, str],
+    thumbnail_bytes: int,
 ) -> FeatureStore:
     try:
-        return create_store(path, plan, manifest.samples, _roles(manifest), card=card, versions=versions)
+        return create_store(
+            path, plan, manifest.samples, _roles(manifest), card=card, versions=versions, thumbnail_bytes=thumbnail_bytes
+        )
     except OSError as error:
         raise DataError(f"{path} could not be made: {error.strerror or error}") from error
 
@@ -196,6 +211,7 @@ def _check_same(
     precision: str,
     dtype: str,
     extend: bool,
+    thumbnails: bool | None,
 ) -> None:
     """Compare an existing store with what is asked for and name every difference; more samples are one unless ``extend``."""
     plan, ids = store.plan, manifest.samples["id"]
@@ -224,6 +240,8 @@ def _check_same(
         differences.append(f"precision is {precision}, was {plan.precision}")
     if dtype != "auto" and set(plan.dtypes.values()) != {dtype}:
         differences.append(f"dtype is {dtype}, was {', '.join(sorted(set(plan.dtypes.values())))}")
+    if thumbnails and not store.thumbnail_bytes:
+        differences.append("thumbnails are asked for (--thumbnails), and it was begun without them")
     if differences:
         raise DataError(
             f"{store.path} was made from something else: {'; '.join(differences)}. {remedy if len(differences) == 1 else ''}"
