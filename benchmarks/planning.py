@@ -31,8 +31,10 @@ from medprobe.encoders.base import Encoder
 from medprobe.images.decode import decode, default_workers
 from medprobe.images.geometry import Geometry
 from medprobe.images.sources import Payload
-from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, STAMP_ARRAY, Plan, ids_digest
+from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, STAMP_ARRAY
+from medprobe.store_records import Plan
 from medprobe.store_writer import create_store, write_block
+from medprobe.tables import ids_digest
 
 BLOCK_ROWS = 1024
 A_ROW = 16 + 16 + 16  # digest, size and time of change, appearance: before compression
