@@ -3,326 +3,57 @@
     python benchmarks/reliability.py            # 200 kills, and every file-system call of a run failed once
     python benchmarks/reliability.py --quick
 
-Each drill works on a store of drawn images and a projection as encoder, whose features do not depend on the batch, so that
-what is left at the end can be compared byte for byte with an undisturbed store. A violation is a row that is wrong, lost or
-there twice, damage that is not found, or a store that does not heal when the command is run again.
+``drills.py`` says what is done and what counts as a violation. The same is done to stores that are being extended: each
+drill then begins with a complete store to which images are added.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
-import io
 import itertools
 import multiprocessing
-import os
-import random
 import resource
-import signal
-import statistics
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
+from drills import BLOCK, MORE, Drills, N, draw, embed
 
-import medprobe
-from medprobe.errors import DataError
-from medprobe.store import FeatureStore, open_store
-from medprobe.testing import FakeEncoder
-
-N, BLOCK = 45, 7  # the last block is partly filled
-_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-# Everything that is written goes through these; reads of whole files go through io.open as well.
-_CALLS = ((os, "open"), (os, "fsync"), (os, "rename"), (os, "replace"), (os, "unlink"), (os, "mkdir"), (io, "open"))
-_ERRORS = (errno.EIO, errno.ENOSPC, errno.EACCES)
+_MEMORY = 2000, 20_000  # images whose peak memory is compared
 
 
-class Logged(FakeEncoder):
-    """Writes down how many images it has encoded, in a file, so that repeated work can be counted after a kill."""
-
-    def __init__(self, log: Path, delay: float) -> None:
-        super().__init__(width=8, views=("cls", "mean"), image_size=16, delay=delay)
-        self.log = log
-
-    def forward_views(self, pixels: Any) -> Any:
-        views = super().forward_views(pixels)
-        with self.log.open("a") as file:
-            file.write(f"{len(pixels)}\n")
-        return views
+def spread(blocks: Sequence[float]) -> str:
+    """Return in words how the rows that kills have cost are spread, in shares of a block."""
+    shares = np.array(blocks)
+    edges = (0.0, 0.25, 0.5, 0.75, 1.0)
+    parts = [f"{np.mean(shares <= 0):.0%} of the kills none"]
+    parts += [
+        f"{np.mean((shares > low) & (shares <= high)):.0%} up to {high:.0%}" for low, high in itertools.pairwise(edges)
+    ]
+    parts += [f"{np.mean(shares > 1):.0%} more", f"{shares.max():.2f} at most"]
+    return f"computed again, in shares of a block: {', '.join(parts)}"
 
 
-def draw(folder: Path) -> Path:
-    """Draw the images, one of them no image."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for i in range(N):
-        Image.fromarray(rng.integers(0, 256, (16, 20, 3), dtype=np.uint8)).save(folder / f"{i:03d}.png")
-    (folder / "011.png").write_bytes(b"no picture")
-    return folder
+def peak(folder: str, n: int, out: str) -> None:
+    """Embed ``n`` images and write down the peak memory of this process; the target of a process that is started."""
+    embed(Path(folder), Path(out), Path(out + ".log"), limit=n, block_rows=1024, batch_size=32)
+    Path(out + ".peak").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 
-def embed(images: Path, out: Path, log: Path, delay: float = 0.0, **options: Any) -> Path:
-    """Embed the images, or finish what is left; return the store's path."""
-    options = {"workers": 0, "block_rows": BLOCK, "batch_size": 4, "device": "cpu", "precision": "fp32", **options}
-    return medprobe.embed(images, [Logged(log, delay)], out, **options)[0].path
-
-
-def in_process(images: Path, out: Path, log: Path, delay: float, options: dict[str, Any], file_bytes: int = 0) -> None:
-    """Embed as the command line does it, to the exit status; the target of a process that is started."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    if file_bytes:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-    try:
-        embed(images, out, log, delay, **options)
-    except KeyboardInterrupt:
-        sys.exit(4)
-    except DataError as error:
-        log.with_suffix(".error").write_text(str(error))
-        sys.exit(1)
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    """Return every file of a store, drafts that a kill has left aside."""
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    found = {str(file.relative_to(path)): file.read_bytes() for file in files}
-    return {name: data for name, data in found.items() if not name.endswith((".draft", ".partial"))}
-
-
-def violations(path: Path, reference: FeatureStore) -> list[str]:
-    """Return what a reader of a store, complete or not, would see that is not so."""
-    if not path.exists():
-        return []
-    found: list[str] = []
-    store = FeatureStore(path, partial=True)
-    rows = store.manifest.index[store.mask]
-    expected = reference.manifest.index[reference.mask]
-    for view in store.views:
-        values, whole = store.features(view), reference.features(view)
-        wanted = whole[np.searchsorted(expected, rows)]
-        if values.shape != wanted.shape or not np.array_equal(values, wanted):
-            found.append(f"{view}: other values than in the undisturbed store")
-    committed = [row for index in store.commits for row in range(N)[store.plan.block(index)]]
-    if sorted({*rows, *store.failures["row"]}) != sorted(committed):
-        found.append("a committed row is neither there nor listed as failed")
-    return found
-
-
-class Drills:
-    """One folder of images, one undisturbed store, and what is done to copies of it.
-
-    Args:
-        folder: An empty folder.
-        seed: Of moments, places and kinds of damage.
-
-    """
-
-    def __init__(self, folder: Path, seed: int = 0) -> None:
-        self.folder, self.random = folder, random.Random(seed)
-        self.images = draw(folder / "images")
-        self.reference = open_store(embed(self.images, folder / "whole", folder / "log"))
-        self.whole = contents(self.reference.path)
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["medprobe.embed.run", "medprobe.testing", "PIL.PngImagePlugin"])
-        self._count = 0
-
-    def fresh(self) -> tuple[Path, Path]:
-        """Return a folder for a store, and a file for its log."""
-        self._count += 1
-        out = self.folder / str(self._count)
-        return out, out.with_suffix(".log")
-
-    def path(self, out: Path) -> Path:
-        """Return where the store of a folder is."""
-        return out / self.reference.path.name
-
-    def start(self, out: Path, log: Path, delay: float = 0.0, file_bytes: int = 0, **options: Any) -> Any:
-        """Start an embedding in a process of its own."""
-        process = self.context.Process(target=in_process, args=(self.images, out, log, delay, options, file_bytes))
+def memory(folder: Path) -> tuple[int, int]:
+    """Return the peak memory of embedding few and many images, in KiB, each in a new process."""
+    draw(folder / "images", _MEMORY[1])
+    found = []
+    for n in _MEMORY:
+        out = str(folder / str(n))
+        process = multiprocessing.get_context("spawn").Process(target=peak, args=(str(folder / "images"), n, out))
         process.start()
-        return process
-
-    def healed(self, out: Path, log: Path) -> list[str]:
-        """Run the same command again; return what is then not as it should be."""
-        embed(self.images, out, log)
-        if contents(self.path(out)) != self.whole:
-            return ["not byte for byte the undisturbed store after another run"]
-        return list(open_store(self.path(out)).verify())
-
-    def lost(self, out: Path, log: Path) -> int:
-        """Return how many rows were encoded for nothing so far: they are not in the store."""
-        batches = [int(line) for line in log.read_text().split()] if log.exists() else []
-        encoded = sum(n for n in batches if n > 1)  # the encoder is tried on images one by one
-        kept = int(FeatureStore(self.path(out), partial=True).mask.sum()) if self.path(out).exists() else 0
-        return encoded - kept
-
-    def kills(self, n: int, world_sizes: tuple[int, ...] = (1,)) -> tuple[list[str], list[float]]:
-        """Kill processes at random moments, start others, until a store is whole; then begin another.
-
-        Args:
-            n: How many.
-            world_sizes: Numbers of ranks, one after the other; each process is a rank of its own.
-
-        Returns:
-            Violations, and for each kill how many blocks' worth of rows it has cost; of ranks at once the mean.
-
-        """
-        found: list[str] = []
-        again: list[float] = []
-        killed = 0
-        while killed < n:
-            out, log = self.fresh()
-            for turn in itertools.count():
-                size = world_sizes[turn % len(world_sizes)]
-                before = self.lost(out, log)
-                ranks = [{"rank": r, "world_size": size} if size > 1 else {} for r in range(size)]
-                processes = [self.start(out, log, 0.02, **options) for options in ranks]
-                dead = 0
-                for process in processes:
-                    process.join(self.random.uniform(0, 1.0))
-                    if process.exitcode is None:
-                        os.kill(process.pid, self.random.choice(_SIGNALS))
-                        dead += 1
-                for process in processes:
-                    process.join(60)
-                    if process.exitcode not in (0, 1, 4, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
-                        found.append(f"a process ended with {process.exitcode}")
-                found += violations(self.path(out), self.reference)
-                if dead:
-                    again.append((self.lost(out, log) - before) / BLOCK / dead)
-                killed += dead
-                done = self.path(out).exists() and not FeatureStore(self.path(out), partial=True).missing_blocks
-                if done or killed >= n:
-                    break
-            found += self.healed(out, log)
-        return found, again
-
-    def calls(self, every: int = 1, first: int = 1) -> tuple[list[str], int]:
-        """Fail the n-th file-system call of a run, for every n; return violations and how many calls there are."""
-        found: list[str] = []
-        n = first
-        while True:
-            out, log = self.fresh()
-            with failing(out, n, _ERRORS[n % len(_ERRORS)]) as counted:
-                try:
-                    embed(self.images, out, log)
-                except DataError:
-                    pass
-                except Exception as error:
-                    found.append(f"call {n}: {type(error).__name__} instead of an error that says what to do")
-            found += [f"call {n}: {v}" for v in violations(self.path(out), self.reference) + self.healed(out, log)]
-            if counted[0] < n:
-                return found, counted[0]
-            n += every
-
-    def damage(self, n: int) -> tuple[list[str], int]:
-        """Damage a random chunk file in a random way; return violations and how often ``verify`` found it."""
-        found: list[str] = []
-        detected = 0
-        out, log = self.fresh()
-        embed(self.images, out, log)
-        for _ in range(n):
-            store = open_store(self.path(out))
-            index = self.random.randrange(store.plan.n_blocks)
-            file = store.chunk_path(self.random.choice(store.array_names), index)
-            data = bytearray(file.read_bytes())
-            kind = self.random.choice(("torn", "emptied", "missing", "zeroed", "a bit"))
-            if kind == "missing":
-                file.unlink()
-            elif kind == "a bit":
-                data[self.random.randrange(len(data))] ^= 1 << self.random.randrange(8)
-                file.write_bytes(data)
-            else:
-                kept = {"torn": self.random.randrange(1, len(data)), "emptied": 0, "zeroed": 0}[kind]
-                file.write_bytes(bytes(data[:kept]) + (bytes(len(data)) if kind == "zeroed" else b""))
-            if any(problem.startswith(f"block {index}:") for problem in open_store(self.path(out)).verify()):
-                detected += 1
-            else:
-                found.append(f"{kind}: not found")
-            found += self.healed(out, log)
-        return found, detected
-
-    def rivals(self, writers: int) -> list[str]:
-        """Let several processes make the same blocks of the same store at once."""
-        out, log = self.fresh()
-        processes = [self.start(out, log, 0.001) for _ in range(writers)]
-        for process in processes:
-            process.join(120)
-        found = [f"a writer ended with {p.exitcode}" for p in processes if p.exitcode != 0]
-        if contents(self.path(out)) != self.whole:
-            found.append("not byte for byte the undisturbed store")
-        return found
-
-    def readers(self) -> tuple[list[str], int]:
-        """Read a store again and again while it is written; return violations and how many reads saw a part of it."""
-        out, log = self.fresh()
-        process = self.start(out, log, 0.01)
-        found: list[str] = []
-        partial = 0
-        while process.is_alive():
-            found += violations(self.path(out), self.reference)
-            if self.path(out).exists():
-                partial += 0 < len(FeatureStore(self.path(out), partial=True).missing_blocks) < 7
         process.join()
-        return found, partial
-
-    def full_disk(self) -> list[str]:
-        """Let no file grow beyond less than a chunk; the error names the store, and nothing is lost."""
-        out, log = self.fresh()
-        embed(self.images, out, log)
-        store = open_store(self.path(out))
-        file = store.chunk_path(f"features/{store.plan.default_view}", 2)
-        size = file.stat().st_size
-        file.unlink()
-        process = self.start(out, log, file_bytes=size - 1)
-        process.join(60)
-        said = log.with_suffix(".error").read_text() if log.with_suffix(".error").exists() else ""
-        found = [] if process.exitcode == 1 and str(self.path(out)) in said and "block 2" in said else [f"said: {said}"]
-        return found + violations(self.path(out), self.reference) + self.healed(out, log)
-
-
-@contextmanager
-def failing(folder: Path, n: int, number: int) -> Iterator[list[int]]:
-    """Have the ``n``-th call that concerns a folder, and no other, fail with an error number; yield the count of calls."""
-    count, lock = [0], threading.Lock()
-
-    def concerns(target: Any) -> bool:
-        if isinstance(target, int):
-            target = Path(f"/proc/self/fd/{target}").readlink()
-        return str(target).startswith(f"{folder}{os.sep}") or str(target) == str(folder)
-
-    def wrapped(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(target: Any, *args: Any, **kwargs: Any) -> Any:
-            if kwargs.get("dir_fd") is None and concerns(target):
-                with lock:
-                    count[0] += 1
-                    here = count[0] == n
-                if here:
-                    raise OSError(number, os.strerror(number), str(target))
-            return real(target, *args, **kwargs)
-
-        return call
-
-    real = [(module, name, getattr(module, name)) for module, name in _CALLS]
-    try:
-        for module, name, function in real:
-            setattr(module, name, wrapped(function))
-        yield count
-    finally:
-        for module, name, function in real:
-            setattr(module, name, function)
+        found.append(int(Path(out + ".peak").read_text()))
+    return found[0], found[1]
 
 
 def main() -> int:
@@ -332,7 +63,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="20 kills, and every tenth file-system call")
     options = parser.parse_args()
-    n = 20 if options.quick else options.kills
+    n, every = (20, 10) if options.quick else (options.kills, 1)
     total = 0
 
     def say(drill: str, found: list[str], more: str = "") -> None:
@@ -341,25 +72,30 @@ def main() -> int:
         print(f"{drill}: {len(found)} violations{more}", *found[:5], sep="\n  ", flush=True)
 
     with tempfile.TemporaryDirectory() as scratch:
-        drills = Drills(Path(scratch) / "drills", options.seed)
-        print(f"seed {options.seed}; {N} images in blocks of {BLOCK}")
         started = time.perf_counter()
-        found, again = drills.kills(n)
-        rest = (
-            f"; computed again for each kill: {statistics.median(again):.2f} blocks (median), {max(again):.2f} (most)"
-        )
-        say(f"{n} kills", found, rest)
-        found, _ = drills.kills(n // 4, (3, 1, 5))
-        say(f"{n // 4} kills of 3, then 1, then 5 ranks", found)
-        found, calls = drills.calls(10 if options.quick else 1)
-        say(f"each of {calls} file-system calls failed", found)
-        found, detected = drills.damage(n)
-        say(f"{n} damaged chunks", found, f"; {detected} found by verify, all made again")
-        say("full disk", drills.full_disk())
-        for writers in (2, 3):
-            say(f"{writers} writers at once", [v for _ in range(n // 10) for v in drills.rivals(writers)])
-        found, partial = drills.readers()
-        say("reading meanwhile", found, f"; {partial} reads of a part")
+        print(f"seed {options.seed}; {N} images in blocks of {BLOCK}; {MORE} more to extend by")
+        for of, extend in (("", False), (" of an extension", True)):
+            drills = Drills(Path(scratch) / f"drills{extend}", options.seed, extend=extend)
+            found, again = drills.kills(n)
+            say(f"{n} kills{of}", found + ["more than a block"] * sum(b > 1 for b in again), f"; {spread(again)}")
+            found, again = drills.kills(n // 4, (3, 1, 5))
+            say(f"{n // 4} kills{of} of 3, then 1, then 5 ranks", found, f"; {spread(again)}")
+            found, calls = drills.calls(every)
+            say(f"each of {calls} file-system calls{of} failed", found)
+            found, calls = drills.calls(every, kill=True)
+            say(f"killed at each of {calls} file-system calls{of}", found)
+            found, partial = drills.readers()
+            say(f"reading meanwhile{of}", found, f"; {partial} reads of a part")
+            if extend:
+                continue
+            found, detected = drills.damage(n)
+            say(f"{n} damaged chunks", found, f"; {detected} found by verify, all made again")
+            say("full disk", drills.full_disk())
+            for writers in (2, 3):
+                say(f"{writers} writers at once", [v for _ in range(n // 10) for v in drills.rivals(writers)])
+        few, many = memory(Path(scratch) / "memory")
+        off = [] if abs(many / few - 1) <= 0.05 else ["not the same within 5 %"]
+        say("peak memory", off, f"; {few / 1024:.0f} and {many / 1024:.0f} MiB of {_MEMORY} images: {many / few:.3f}")
         print(f"{time.perf_counter() - started:.0f} s")
     return total
 

@@ -99,6 +99,8 @@ class FeatureStore:
             commit = Commit.read(self.commit_path(index))
             if commit is not None and self._fits(commit, index):
                 commits[index] = commit
+        if len(commits) < self.plan.n_blocks and FeatureStore(self.path).plan != self.plan:
+            raise DataError(f"{self.path}: it was extended or made again while it was open; open it once more")
         return commits
 
     @property
@@ -117,9 +119,7 @@ class FeatureStore:
                 f"{self.path}: its table of samples is damaged ({error}); run the embed command again"
             ) from error
         if any(len(values) != self.plan.rows for values in columns.values()):
-            raise DataError(
-                f"{self.path}: its table of samples is of another number of rows: it was extended meanwhile"
-            )
+            raise DataError(f"{self.path}: it was extended while it was open; open it once more")
         return pd.DataFrame({k: v.astype(object) if v.dtype.kind == "T" else v for k, v in columns.items()})
 
     @property
@@ -165,8 +165,7 @@ class FeatureStore:
 
         """
         view = self.view_name(view)
-        mask = self.mask
-        values = self._array(f"features/{view}")
+        mask, values = self.mask, self._array(f"features/{view}")
         values = values if mask.all() else values[mask]
         return values if dtype is None else values.astype(dtype, copy=False)
 
@@ -229,8 +228,7 @@ class FeatureStore:
                 yield f"block {index}: not complete (no valid commit record)"
                 continue
             for name in self.array_names:
-                problem = self._chunk_problem(commit, name, index)
-                if problem:
+                if problem := self._chunk_problem(commit, name, index):
                     yield f"block {index}: {name}: {problem}"
         try:
             digest = table_digest(self.manifest)
@@ -244,11 +242,8 @@ class FeatureStore:
 
     def damaged_blocks(self) -> list[int]:
         """Return the committed blocks whose chunk files no longer have the SHA-256 of their record."""
-        return [
-            index
-            for index, commit in self.commits.items()
-            if any(self._chunk_problem(commit, name, index) for name in self.array_names)
-        ]
+        names = self.array_names
+        return [i for i, commit in self.commits.items() if any(self._chunk_problem(commit, name, i) for name in names)]
 
     @property
     def array_names(self) -> list[str]:
@@ -265,8 +260,7 @@ class FeatureStore:
         return self.path / name / "c" / str(index) / "0"
 
     def __repr__(self) -> str:
-        done = self.plan.n_blocks - len(self.missing_blocks)
-        size = f"{self.plan.rows} samples, {done}/{self.plan.n_blocks} blocks"
+        size = f"{self.plan.rows} samples, {len(self.commits)}/{self.plan.n_blocks} blocks"
         return f"FeatureStore({self.encoder}, {size}, views {dict(self.views)})"
 
     @cached_property

@@ -9,19 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import medprobe
 import medprobe.store_writer as writer
 from medprobe.errors import DataError
 from medprobe.store import FeatureStore, open_store
+from medprobe.testing import FakeEncoder
 
 if sys.platform != "linux":
     pytest.skip("the drills look into /proc and limit the size of files", allow_module_level=True)
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-import reliability
+import drills as faults
 
 
 @pytest.fixture(scope="module")
-def drills(tmp_path_factory: pytest.TempPathFactory) -> reliability.Drills:
-    return reliability.Drills(tmp_path_factory.mktemp("drills") / "here")
+def drills(tmp_path_factory: pytest.TempPathFactory) -> faults.Drills:
+    return faults.Drills(tmp_path_factory.mktemp("drills") / "here")
 
 
 def test_kills_at_random_moments(drills):
@@ -61,20 +63,20 @@ def test_readers_see_committed_rows_only(drills):
 @pytest.fixture
 def store(drills) -> FeatureStore:
     out, log = drills.fresh()
-    return open_store(reliability.embed(drills.images, out, log))
+    return open_store(faults.embed(drills.images, out, log))
 
 
 def test_without_the_sizes_of_the_record_a_missing_chunk_is_read_as_fill_values(drills, store, monkeypatch):
     store.chunk_path("features/cls", 1).unlink()
-    assert reliability.violations(store.path, drills.reference) == []
+    assert faults.violations(store.path, drills.reference) == []
     monkeypatch.setattr(FeatureStore, "_fits", lambda self, commit, index: True)
-    assert reliability.violations(store.path, drills.reference) != []
+    assert faults.violations(store.path, drills.reference) != []
 
 
 def test_without_checksums_a_flipped_bit_is_read(drills, monkeypatch):
     def flipped() -> FeatureStore:
         out, log = drills.fresh()
-        store = open_store(reliability.embed(drills.images, out, log))
+        store = open_store(faults.embed(drills.images, out, log))
         file = store.chunk_path("features/cls", 1)
         data = bytearray(file.read_bytes())
         data[20] ^= 1
@@ -109,31 +111,31 @@ def test_a_record_that_comes_before_its_chunks_promises_rows_that_are_not_there(
 
     def make() -> FeatureStore:
         out, log = drills.fresh()
-        return open_store(reliability.embed(drills.images, out, log))
+        return open_store(faults.embed(drills.images, out, log))
 
     assert rewritten_halfway(make()) == [1]
     unlink = Path.unlink
     monkeypatch.setattr(Path, "unlink", lambda self, **k: None if self.parent.name == "commits" else unlink(self, **k))
     store = make()
     assert rewritten_halfway(store) == []
-    assert reliability.violations(store.path, drills.reference) != []
+    assert faults.violations(store.path, drills.reference) != []
 
 
 def test_without_the_plan_in_the_record_a_block_of_another_encoder_would_count(drills, store, monkeypatch):
     out, _ = drills.fresh()
-    (report,) = reliability.medprobe.embed(
+    (report,) = medprobe.embed(
         drills.images,
-        [reliability.FakeEncoder(width=8, views=("cls", "mean"), image_size=16, seed=1)],
+        [FakeEncoder(width=8, views=("cls", "mean"), image_size=16, seed=1)],
         out,
         workers=0,
-        block_rows=reliability.BLOCK,
+        block_rows=faults.BLOCK,
     )
     other = open_store(report.path)
     for path in [other.commit_path(1), *(other.chunk_path(name, 1) for name in other.array_names)]:
         (store.path / path.relative_to(other.path)).write_bytes(path.read_bytes())
-    assert reliability.violations(store.path, drills.reference) == []
+    assert faults.violations(store.path, drills.reference) == []
     monkeypatch.setattr(FeatureStore, "_fits", lambda self, commit, index: True)
-    assert reliability.violations(store.path, drills.reference) != []
+    assert faults.violations(store.path, drills.reference) != []
 
 
 def test_everything_that_a_record_promises_is_on_the_disk_before_it(drills, monkeypatch):
@@ -160,7 +162,7 @@ def test_everything_that_a_record_promises_is_on_the_disk_before_it(drills, monk
             patch.setattr(os, "fsync", noted)
             patch.setattr(writer, "_write_whole", checked)
             out, log = drills.fresh()
-            reliability.embed(drills.images, out, log)
+            faults.embed(drills.images, out, log)
         return early
 
     assert promised_too_early() == []

@@ -159,11 +159,11 @@ def _packed(thumbnails: Sequence[bytes | None], width: int) -> np.ndarray:
 
 
 class Writer:
-    """Writes one block while the next is encoded, in a thread of its own.
+    """Writes one block while the next is decoded, and on a device that works by itself encoded, in a thread of its own.
 
-    No more than one is on its way, so that a process that is killed costs that block and the unfinished one behind it. What
-    passes between the threads goes through ``SimpleQueue``: the lock of a future, taken here at the moment of an interrupt,
-    would stay taken, and its thread wait for ever.
+    No more than one is on its way. It is finished when the process is asked to end, so that this costs the unfinished one
+    behind it alone. What passes between the threads goes through ``SimpleQueue``: the lock of a future, taken here at the
+    moment of an interrupt, would stay taken, and its thread wait for ever.
     """
 
     def __init__(self) -> None:

@@ -153,7 +153,10 @@ def prepare(
         manifest_sha256=ids_digest(manifest.samples["id"]),
     )
     if is_there:
-        for old in (path, *drafts_of(path)):  # only once everything that could go wrong with its successor has gone well
+        for old in (
+            path,
+            *drafts_of(path),
+        ):  # only once everything that could go wrong with its successor has gone well
             shutil.rmtree(old)
     card = {**encoder.card.to_dict(), "parameters": str(encoder.n_parameters)}
     store = _created(path, plan, manifest, card, versions(), MAX_BYTES if thumbnails else 0)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ def fill_spans(
 
     """
     with Writer() as writer:
-        for block in _encoded(manifest, jobs, spans, decoder, progress):
+        for block in _encoded(manifest, jobs, spans, decoder, progress, partial(writer.check, wait=True)):
             failures |= {failure.row: failure.reason for found in block.failures for failure in found}
             progress.failures = len(failures)
             check_failures(failures, allowed_failures, manifest)
@@ -130,9 +131,20 @@ def spans_of(to_do: Sequence[Mapping[int, slice]]) -> list[Span]:
 
 
 def _encoded(
-    manifest: Manifest, jobs: Sequence[Job], spans: Sequence[Span], decoder: Decoder, progress: Progress
+    manifest: Manifest,
+    jobs: Sequence[Job],
+    spans: Sequence[Span],
+    decoder: Decoder,
+    progress: Progress,
+    written: Callable[[], None],
 ) -> Iterator[Block]:
-    """Yield a block each time that rows of it were decoded or encoded; it is complete the last time, and only then."""
+    """Yield a block each time that rows of it were decoded or encoded; it is complete the last time, and only then.
+
+    On a processor no row is encoded before the block ahead of it is ``written``, so that a process that is killed costs one
+    block and no more: a few milliseconds a block, in which the images go on being decoded. A device that works by itself
+    is not kept waiting; there the block ahead may be lost as well.
+    """
+    waits = not any(job.forward.ahead for job in jobs)
     asked: deque[Span] = deque()  # of each chunk that is being decoded
 
     def tasks() -> Iterator[Task]:
@@ -154,6 +166,9 @@ def _encoded(
             break
         span = asked.popleft()
         if block is None or block.span != span:
+            if waits:
+                with progress.spent("writing"):
+                    written()
             block = Block(span, [jobs[i] for i in span.wanted])
             geometries = _geometries(jobs, span)
             queues = [_Queue(job, geometries.index(job.encoder.preprocess.geometry)) for job in block.jobs]
