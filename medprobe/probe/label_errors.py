@@ -16,8 +16,8 @@ def likely_label_errors(probabilities: ArrayLike, labels: ArrayLike, groups: Arr
     threshold is the mean probability of that class over the rows that are labelled so (their mean self-confidence). Among
     the classes whose thresholds a row reaches, the one with the largest probability is suggested; a row for which that is not
     its label is off the diagonal of the confident joint, and likely wrong. Rows are ranked by the normalised margin: the
-    probability of the given class minus the largest of the others. As thresholds are means, the list is rather right than complete:
-    a row that is a less typical example of its true class than the average does not reach them.
+    probability of the given class minus the largest of the others. The list is rather right than complete: an image that is
+    less typical of its true class than the average of that class does not reach the threshold.
 
     Args:
         probabilities: Of the classes, (n, K), each row by a model that has not learned from it, nor from its patient.
