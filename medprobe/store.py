@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ import pandas as pd
 import zarr
 
 from medprobe.errors import DataError
+from medprobe.storage import AnyPlace, Place, located, storage_at
 
 FORMAT = 2
 DIGEST_BYTES = 16
@@ -31,6 +31,7 @@ STAMP_ARRAY = "sources/stamp"
 # What can be known of an image without looking at it: height and width of the source, mean and standard deviation of its
 # values as the encoder gets them.
 APPEARANCE_ARRAY = "sources/appearance"
+_WHOLE_BLOCKS = 8  # that are read at once from an object store, to be digested
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,18 @@ class Commit:
     failures: tuple[Failure, ...]
     made_with: Mapping[str, str] = field(default_factory=dict)
 
+    def dumped(self) -> bytes:
+        """Return the record as a file's bytes."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+
     @classmethod
-    def read(cls, path: Path) -> Commit | None:
-        """Return the record in a file, or None where it is missing, torn or of another shape."""
+    def parse(cls, data: bytes) -> Commit | None:
+        """Return the record in a file's bytes, or None where it is torn or of another shape."""
         try:
-            record = json.loads(path.read_bytes())
+            record = json.loads(data)
             failures = tuple(Failure(int(f["row"]), str(f["stage"]), str(f["reason"])) for f in record.pop("failures"))
             return cls(failures=failures, **record)
-        except (OSError, ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError):
             return None
 
 
@@ -112,7 +117,7 @@ class FeatureStore:
     ``failures``, with a reason.
 
     Args:
-        path: The store's folder.
+        path: The store's folder, or a URL.
         partial: Read the finished blocks of a store that is not complete.
 
     Raises:
@@ -120,11 +125,12 @@ class FeatureStore:
 
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, partial: bool = False) -> None:
-        self.path = Path(path)
+    def __init__(self, path: AnyPlace, *, partial: bool = False) -> None:
+        self.path: Place = located(path)
         self.partial = partial
+        self._storage = storage_at(self.path)
         try:
-            self._group = zarr.open_group(self.path, mode="r", zarr_format=3)
+            self._group = zarr.open_group(self._storage.zarr(), mode="r", zarr_format=3)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{self.path}: no feature store there (medprobe embed makes one)") from error
         meta: Any = self._group.attrs.get("medprobe")
@@ -157,12 +163,14 @@ class FeatureStore:
     @cached_property
     def commits(self) -> Mapping[int, Commit]:
         """Commit records of the blocks that are complete, by their sizes (``verify`` looks at their digests)."""
-        commits = {}
-        for index in range(self.plan.n_blocks):
-            commit = Commit.read(self.commit_path(index))
-            if commit is not None and self._fits(commit, index):
-                commits[index] = commit
-        return commits
+        self._size_of = self._storage.sizes()
+
+        def committed(index: int) -> Commit | None:
+            commit = self._record(index)
+            return commit if commit is not None and self._fits(commit, index) else None
+
+        found = enumerate(self._storage.map(committed, range(self.plan.n_blocks)))
+        return {index: commit for index, commit in found if commit is not None}
 
     @property
     def missing_blocks(self) -> list[int]:
@@ -248,15 +256,8 @@ class FeatureStore:
 
     def verify(self) -> Iterator[str]:
         """Yield a sentence for each block, chunk or table that is missing or not as it was written."""
-        for index in range(self.plan.n_blocks):
-            commit = Commit.read(self.commit_path(index))
-            if commit is None or commit.plan != self.plan.digest or commit.block != index:
-                yield f"block {index}: not complete (no valid commit record)"
-                continue
-            for name in self.array_names:
-                problem = self._chunk_problem(commit, name, index)
-                if problem:
-                    yield f"block {index}: {name}: {problem}"
+        for problems in self._storage.map(self._block_problems, range(self.plan.n_blocks), _WHOLE_BLOCKS):
+            yield from problems
         try:
             digest = table_digest(self.manifest)
         except DataError as error:
@@ -267,13 +268,11 @@ class FeatureStore:
             if ids_digest(self.manifest["id"]) != self.plan.manifest_sha256:
                 yield "samples: other ids than the plan's"
 
-    def damaged_blocks(self) -> list[int]:
-        """Return the committed blocks whose chunk files no longer have the SHA-256 of their record."""
-        return [
-            index
-            for index, commit in self.commits.items()
-            if any(self._chunk_problem(commit, name, index) for name in self.array_names)
-        ]
+    def damaged_blocks(self, among: Callable[[int], bool] = lambda block: True) -> list[int]:
+        """Return the committed blocks whose chunk files no longer have the SHA-256 of their record; all, or some of them."""
+        asked = list(filter(among, self.commits))
+        problems = self._storage.map(self._block_problems, asked, _WHOLE_BLOCKS)
+        return [index for index, found in zip(asked, problems, strict=True) if found]
 
     @property
     def array_names(self) -> list[str]:
@@ -281,17 +280,24 @@ class FeatureStore:
         return [*(f"features/{view}" for view in self.views), DIGEST_ARRAY, STAMP_ARRAY, APPEARANCE_ARRAY]
 
     def commit_path(self, index: int) -> Path:
-        """Return where the commit record of a block stands."""
-        return self.path / "commits" / f"{index}.json"
+        """Return where the commit record of a block stands, in a folder."""
+        assert isinstance(self.path, Path)
+        return self.path / commit_key(index)
 
     def chunk_path(self, name: str, index: int) -> Path:
-        """Return the file of one block of one array."""
-        return self.path / name / "c" / str(index) / "0"
+        """Return the file of one block of one array, in a folder."""
+        assert isinstance(self.path, Path)
+        return self.path / chunk_key(name, index)
 
     def __repr__(self) -> str:
         done = self.plan.n_blocks - len(self.missing_blocks)
         size = f"{self.plan.rows} samples, {done}/{self.plan.n_blocks} blocks"
         return f"FeatureStore({self.encoder}, {size}, views {dict(self.views)})"
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether its table of samples is there, without which a store has only been begun."""
+        return "samples" in self._group
 
     @cached_property
     def samples_group(self) -> zarr.Group:
@@ -319,14 +325,24 @@ class FeatureStore:
     def _fits(self, commit: Commit, index: int) -> bool:
         if commit.plan != self.plan.digest or commit.block != index or set(commit.chunks) != set(self.array_names):
             return False
+        return all(self._size_of(chunk_key(name, index)) == chunk["bytes"] for name, chunk in commit.chunks.items())
+
+    def _record(self, index: int) -> Commit | None:
         try:
-            return all(self.chunk_path(n, index).stat().st_size == c["bytes"] for n, c in commit.chunks.items())
+            return Commit.parse(self._storage.get(commit_key(index)))
         except OSError:
-            return False
+            return None
+
+    def _block_problems(self, index: int) -> list[str]:
+        commit = self._record(index)
+        if commit is None or commit.plan != self.plan.digest or commit.block != index:
+            return [f"block {index}: not complete (no valid commit record)"]
+        found = ((name, self._chunk_problem(commit, name, index)) for name in self.array_names)
+        return [f"block {index}: {name}: {problem}" for name, problem in found if problem]
 
     def _chunk_problem(self, commit: Commit, name: str, index: int) -> str | None:
         try:
-            data = self.chunk_path(name, index).read_bytes()
+            data = self._storage.get(chunk_key(name, index))
         except OSError:
             return "chunk file is missing"
         wanted = commit.chunks.get(name, {})
@@ -354,9 +370,19 @@ class StoredBlocks:
             yield values[self._mask[rows]].astype(np.float32, copy=False)
 
 
-def open_store(path: str | os.PathLike[str], *, partial: bool = False) -> FeatureStore:
-    """Return the feature store at ``path``; see :class:`FeatureStore`."""
+def open_store(path: AnyPlace, *, partial: bool = False) -> FeatureStore:
+    """Return the feature store in a folder or at a URL; see :class:`FeatureStore`."""
     return FeatureStore(path, partial=partial)
+
+
+def commit_key(index: int) -> str:
+    """Return the name of a block's commit record, relative to its store."""
+    return f"commits/{index}.json"
+
+
+def chunk_key(name: str, index: int) -> str:
+    """Return the name of one block of one array, relative to its store."""
+    return f"{name}/c/{index}/0"
 
 
 def ids_digest(ids: Sequence[str] | pd.Series) -> str:

@@ -6,10 +6,8 @@ import importlib.metadata
 import logging
 import math
 import platform
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +18,9 @@ from medprobe.embed.precision import MIN_COSINE, choose_precision, lowest_cosine
 from medprobe.encoders.base import Encoder, fingerprint
 from medprobe.errors import DataError, UsageError
 from medprobe.manifest import Manifest
+from medprobe.storage import Place
 from medprobe.store import FeatureStore, Plan, ids_digest
-from medprobe.store_writer import create_store, replace_samples
+from medprobe.store_writer import create_store, is_store_at, remove_store, replace_samples
 
 log = logging.getLogger("medprobe")
 
@@ -52,7 +51,7 @@ class Job:
 
 def prepare(
     encoder: Encoder,
-    path: Path,
+    path: Place,
     manifest: Manifest,
     sample: Callable[[], np.ndarray],
     *,
@@ -86,7 +85,7 @@ def prepare(
     """
     if dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype}: one of {', '.join(DTYPES)}")
-    is_there = path.exists()
+    is_there = is_store_at(path)
     if overwrite and is_there and not (path / "zarr.json").exists():
         raise DataError(f"--overwrite: {path} is there and is no feature store; it is left alone")
     provenance = encoder.provenance()
@@ -98,7 +97,7 @@ def prepare(
         store = FeatureStore(path, partial=True)
         _check_same(store, manifest, provenance, precision, device, dtype)
         try:
-            replaced = update and replace_samples(store, manifest.samples, _roles(manifest))
+            replaced = (update or not store.has_samples) and replace_samples(store, manifest.samples, _roles(manifest))
         except OSError as error:
             raise DataError(f"{path}: its table of samples could not be written: {error.strerror or error}") from error
         if replaced:
@@ -122,7 +121,7 @@ def prepare(
         manifest_sha256=ids_digest(manifest.samples["id"]),
     )
     if is_there:
-        shutil.rmtree(path)  # only once everything that could go wrong with its successor has gone well
+        remove_store(path)  # only once everything that could go wrong with its successor has gone well
     try:
         store = create_store(
             path,
