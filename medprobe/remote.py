@@ -39,6 +39,8 @@ _TIMEOUTS = {
 }
 _STATUS = re.compile(r"status code: (\d{3})[ ]?([A-Za-z ]*)")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
+# What a cloud's own machines are asked for, where the environment holds no credentials.
+_ASKING_THE_MACHINE = re.compile(r"latest/api/token|latest/meta-data|computeMetadata|metadata/identity")
 # What may be over in a moment: too much asked at once, a conflict with another request, and whatever is the server's fault.
 _PASSING = frozenset({408, 409, 425, 429})
 _NO_ANSWER = "no answer (it cannot be reached, the connection was lost, or it took too long)"
@@ -340,6 +342,11 @@ def _client(root: str) -> Any:
 def _reason(error: Exception) -> tuple[str, bool]:
     """Return why a request failed, without any address or token, and whether that may pass."""
     text = str(error).partition("Debug source")[0]
+    if _ASKING_THE_MACHINE.search(text):
+        return (
+            "no credentials, neither in the environment nor of this machine (docs/remote.md names the variables)",
+            False,
+        )
     status = _STATUS.search(text)
     if status is not None:
         number = int(status[1])
@@ -348,10 +355,7 @@ def _reason(error: Exception) -> tuple[str, bool]:
         return f"its server answers {number} {said}".rstrip(), number >= 500 or number in _PASSING
     if "HTTP error" in text or "error sending request" in text or "body error" in text:
         return _NO_ANSWER, True
-    said = re.sub(r"\w+://\S+", "...", text.strip().partition("\n")[0])
-    return said[:200] + (
-        " (credentials are read from the environment)" if "AccessKeyId" in said or "169.254" in text else ""
-    ), False
+    return re.sub(r"\w+://\S+", "...", text.strip().partition("\n")[0])[:200], False
 
 
 def _tag(meta: Mapping[str, Any]) -> str:

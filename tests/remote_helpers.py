@@ -6,7 +6,8 @@ import http.client
 import os
 import re
 import socket
-import struct
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -59,6 +60,8 @@ def proxy(host: str, port: int, faults: Faults) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = -1
 
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -89,17 +92,15 @@ def proxy(host: str, port: int, faults: Faults) -> ThreadingHTTPServer:
                 self.send_header(name, value)
             self.send_header("Content-Length", str(length))
             self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(data[: len(data) // 2] if cut else data)
+            self.wfile.flush()
             if cut:
-                self.wfile.write(data[: len(data) // 2])
-                self.wfile.flush()
                 self.hang_up()
-            elif self.command != "HEAD":
-                self.wfile.write(data)
 
         def hang_up(self) -> None:
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
             self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
 
         do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = handle_any
 
@@ -119,6 +120,18 @@ def proxy(host: str, port: int, faults: Faults) -> ThreadingHTTPServer:
     return server
 
 
+# It ends with its input, which ends with whoever started it.
+_SERVER = """
+import logging, sys
+from moto.server import ThreadedMotoServer
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+
+
 class S3:
     """moto's server, behind the proxy.
 
@@ -129,11 +142,9 @@ class S3:
     """
 
     def __init__(self) -> None:
-        from moto.server import ThreadedMotoServer
-
-        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        self._server.start()
-        self._at = self._server.get_host_and_port()
+        self._server = subprocess.Popen([sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._server.stdout is not None
+        self._at = "127.0.0.1", int(self._server.stdout.readline())
         self.faults = Faults()
         self._proxy = proxy(*self._at, self.faults)
         self.variables = {
@@ -147,7 +158,7 @@ class S3:
 
     def close(self) -> None:
         self._proxy.shutdown()
-        self._server.stop()
+        self._server.communicate()
 
     def bucket(self) -> str:
         """Make a bucket; return its URL."""
@@ -159,7 +170,8 @@ class S3:
     def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         """Ask the server itself, not the proxy."""
         connection = http.client.HTTPConnection(*self._at, timeout=30)
-        connection.request(method, path, body)
+        signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request"}
+        connection.request(method, path, body, signed)
         answer = connection.getresponse()
         data = answer.read()
         connection.close()

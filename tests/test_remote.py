@@ -33,7 +33,7 @@ from medprobe.store import FeatureStore, open_store
 from medprobe.testing import FakeEncoder
 from remote_helpers import CUT, LOSE, REFUSE, RESET, S3
 
-N, BLOCK = 30, 7  # the last block is partly filled
+N, BLOCK = 18, 5  # the last block is partly filled
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def tree(place) -> dict[str, bytes]:
 def without_stamps(objects: dict[str, bytes]) -> dict[str, bytes]:
     kept = {key: data for key, data in objects.items() if not key.startswith("sources/stamp/c/")}
     for key in kept:
-        if key.startswith("commits/"):
+        if key.startswith("commits/") and key != "commits/zarr.json":
             record = json.loads(kept[key])
             del record["chunks"]["sources/stamp"]["sha256"]
             kept[key] = json.dumps(record, sort_keys=True).encode()
@@ -128,7 +128,7 @@ def test_images_and_store_both_in_a_bucket(s3, there, local):
     s3.faults.clear()
     assert medprobe.embed(there, [encoder()], store.path.parent, workers=0)[0].embedded == 0
     assert s3.faults.count("PUT|POST|DELETE") == 0
-    assert s3.faults.count("GET|HEAD", r"/images/.*\.png") == 4 * 0  # the listing has told that none has changed
+    assert s3.faults.count("GET|HEAD", r"/images/.*\.png") == 0  # the listing has told that none has changed
 
 
 def test_worker_processes_download_for_themselves(s3, there, local, tmp_path):
@@ -160,7 +160,9 @@ def test_a_table_of_urls_and_one_below_a_root(s3, images, there, local, tmp_path
 
 @pytest.mark.parametrize(("what", "method"), [(REFUSE, ".*"), (RESET, ".*"), (LOSE, "PUT|POST|DELETE"), (CUT, "GET")])
 def test_requests_that_fail_are_made_again(s3, there, local, what, method):
-    faults = [s3.faults.add(what, method, path, times=3) for path in ("/images/a", "cls/c/", "commits", "zarr.json", "")]
+    faults = [
+        s3.faults.add(what, method, path, times=3) for path in ("/images/a", "cls/c/", "commits", "zarr.json", "")
+    ]
     store = run(there, s3.bucket())
     list(store.verify())
     store.features()
@@ -178,7 +180,9 @@ def test_a_server_that_stays_away_is_named_with_what_to_do(s3, images, monkeypat
     out = s3.bucket()
     monkeypatch.setattr(remote, "_LONGEST_WAIT", 0.01)
     away = s3.faults.add(REFUSE, "PUT", "commits/2", times=1000)
-    with pytest.raises(DataError, match=r"commits/2\.json: could not be written in 10 tries: .*503 SlowDown.*same command"):
+    with pytest.raises(
+        DataError, match=r"commits/2\.json: could not be written in 10 tries: .*503 SlowDown.*same command"
+    ):
         run(images, out)
     assert 1000 - away.times == remote.TRIES
     assert 2 not in open_store(f"{out}/fake--tiny.zarr", partial=True).commits
@@ -197,7 +201,7 @@ KILLED = """
 import sys, medprobe
 from medprobe.testing import FakeEncoder
 medprobe.embed(sys.argv[1], [FakeEncoder(width=8, views=("cls", "mean"), image_size=16, delay=0.1)], sys.argv[2],
-               workers=0, block_rows=7, batch_size=4)
+               workers=0, block_rows=5, batch_size=4)
 """
 
 
@@ -219,7 +223,7 @@ def test_killed_and_run_again_it_is_byte_for_byte_the_same(s3, images, local):
     np.testing.assert_array_equal(left.features()[: 2 * BLOCK], local.features()[: 2 * BLOCK])
     s3.faults.clear()
     assert tree(run(images, out).path) == tree(local.path)
-    assert s3.faults.count("PUT", "/c/0/0") == len([v for v in ("samples",) for _ in ()])  # block 0 is not written again
+    assert s3.faults.count("PUT", "/c/[01]/0") == 0  # what was committed is not written again
 
 
 def test_a_creation_that_was_killed_is_finished_by_the_next_run(s3, images, local):
@@ -239,7 +243,7 @@ def damaged(data: bytes) -> bytes:
     return bytes([*data[: len(data) // 2], data[len(data) // 2] ^ 4, *data[len(data) // 2 + 1 :]])
 
 
-@pytest.mark.parametrize("name", ["features/cls/c/1/0", "sources/digest/c/4/0", "commits/1.json"])
+@pytest.mark.parametrize("name", ["features/cls/c/1/0", "sources/digest/c/3/0", "commits/1.json"])
 def test_damage_is_found_and_mended(s3, images, local, name):
     out = s3.bucket()
     url = f"{out}/fake--tiny.zarr"
@@ -254,7 +258,7 @@ def test_damage_is_found_and_mended(s3, images, local, name):
         if name.startswith("commits") and wrong == damaged(good) and not problems:
             continue  # the flipped bit is in a part of the record that decides nothing
         assert len(problems) == 1
-        assert problems[0].startswith(f"block {4 if '4' in name else 1}")
+        assert problems[0].startswith(f"block {3 if 'digest' in name else 1}")
         if "features" in name:
             with pytest.raises(DataError, match="damaged|still to be made"):
                 open_store(url).features("cls")
@@ -302,10 +306,21 @@ def test_writers_at_once_leave_a_whole_block(s3, images):
     assert race(s3, images) == []
 
 
-def test_two_processes_may_write_one_store(s3, images, local):
-    out = s3.bucket()
-    both = [subprocess.Popen([sys.executable, "-c", KILLED, str(images), out], stderr=subprocess.PIPE) for _ in range(2)]
-    assert [p.wait(timeout=120) for p in both] == [0, 0], [p.stderr.read() for p in both if p.stderr]
+def test_two_runs_at_once_make_one_store(s3, images, local):
+    out, errors = s3.bucket(), []
+
+    def embed() -> None:
+        try:
+            run(images, out, encoder(delay=0.05))
+        except BaseException as error:
+            errors.append(error)
+
+    both = [threading.Thread(target=embed) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert errors == []
     assert tree(f"{out}/fake--tiny.zarr") == tree(local.path)
 
 
@@ -386,12 +401,15 @@ def test_every_command_takes_a_url(s3, local, images, tmp_path):
     out = s3.bucket()
     run(images, out)
     url = f"{out}/fake--tiny.zarr"
-    for words in (["info", "--json"], ["verify"], ["probe", "-t", "label", "-p", "ridge", "--bootstrap", 20, "--json"]):
+    for words in (["info", "--json"], ["verify"]):
         status, said = command(words[0], url, *words[1:])
         assert status == 0, said
-        assert command(words[0], local.path, *words[1:])[1] == said.replace(url, str(local.path)), words
-    probed = [medprobe.probe(s, "label", probes=["ridge"], n_resamples=20, where="id LIKE '%1%'") for s in (url, local)]
-    assert [[row.value for row in rows] for rows in probed] and [r.value for r in probed[0]] == [r.value for r in probed[1]]
+        assert command(words[0], local.path, *words[1:])[1] == said.replace(url, str(local.path))
+    question = ["-t", "label", "-p", "ridge", "--where", "id <> 'a/00.png'", "--bootstrap", 20, "--json"]
+    remotely, locally = (json.loads(command("probe", place, *question)[1]) for place in (url, local.path))
+    assert remotely
+    for row, other in zip(remotely, locally, strict=True):
+        assert {**row, "seconds": 0} == {**other, "seconds": 0}
     assert command("export", url, "-o", tmp_path / "x.npz")[0] == 0
     with np.load(tmp_path / "x.npz") as arrays:
         np.testing.assert_array_equal(arrays["view:cls"], local.features("cls"))
@@ -403,7 +421,7 @@ def test_the_command_line_embeds_from_and_to_a_bucket(s3, there):
     arguments = ["embed", there, "-m", "baseline/pixels", "-o", f"{out}/stores", "--workers", 0]
     status, said = command(*arguments, "--dry-run")
     assert status == 0, said
-    assert f"30 of {N} images" in said
+    assert f"{N} of {N} images" in said
     assert not bucket(Url(out)).has_any()
     assert command(*arguments)[0] == 0
     assert "was complete" in command(*arguments)[1]
@@ -518,12 +536,12 @@ def test_nothing_below_a_url_and_no_such_bucket(s3, images):
         run(images, "s3://no-such-bucket-at-all")
 
 
-def test_without_credentials_it_says_what_is_missing(tmp_path):
-    code = "import medprobe; medprobe.open_store('s3://bucket/x.zarr')"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    clean["AWS_EC2_METADATA_DISABLED"] = "true"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, check=False)
-    assert re.search(r"s3://bucket/x.zarr.*(credentials|AccessKeyId|no answer)", result.stderr.splitlines()[-1])
+def test_without_credentials_it_says_what_is_missing(s3, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(DataError, match=r"s3://never-seen/x\.zarr/zarr\.json: could not be read: no credentials"):
+        open_store("s3://never-seen/x.zarr")
 
 
 def test_memory_and_file_urls(images, local):
@@ -568,6 +586,6 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
 def test_paths_never_import_it(local):
     code = (
         f"import sys, medprobe.cli; from medprobe.store import open_store; open_store({str(local.path)!r}).features();"
-        "print([name for name in sys.modules if name.startswith(('obstore', 'medprobe.remote', 'fsspec'))])"
+        "print([name for name in sys.modules if name.startswith(('obstore', 'medprobe.remote'))])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
