@@ -156,7 +156,7 @@ class TrainingLine:
 def print_info(store: FeatureStore, *, as_json: bool) -> None:
     """Print what a store holds, what it was made with, and what failed."""
     plan, failures = store.plan, store.failures
-    size = sum(path.stat().st_size for path in store.path.rglob("*") if path.is_file())
+    size = sum(chunk["bytes"] for commit in store.commits.values() for chunk in commit.chunks.values())
     bag = store.roles.get("bag")
     facts = {
         "encoder": store.encoder,

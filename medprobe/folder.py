@@ -13,22 +13,23 @@ import pandas as pd
 from medprobe.dicom_tree import DicomTree, read_tree
 from medprobe.errors import UsageError
 from medprobe.images.raster import IMAGE_SUFFIXES, is_dicom_file
-from medprobe.images.sources import NIFTI_SUFFIXES, FileImages, is_nifti
+from medprobe.images.sources import NIFTI_SUFFIXES, FileImages, Stamp, is_nifti
 from medprobe.labels import join_labels
 from medprobe.manifest import SPLIT_NAMES, Manifest, Roles
 from medprobe.pseudonyms import own_pseudonyms
 from medprobe.series import TAGS, series_slices
+from medprobe.storage import Place, Url, below
 from medprobe.volumes import BAG, Slicing
 
 _DICOM_SUFFIXES = {".dcm", ".dicom"}
 
 
 def read_folder(
-    root: Path,
+    root: Place,
     *,
     tags: Sequence[str] = (),
     keep_ids: bool = False,
-    labels: Path | None = None,
+    labels: Place | None = None,
     labels_key: str | None = None,
     keep_cols: Sequence[str] = (),
     series: Slicing | None = None,
@@ -36,7 +37,8 @@ def read_folder(
     """Return the manifest of the images below a folder.
 
     Args:
-        root: The folder. Files are images by their suffix, or because they say that they are DICOM.
+        root: The folder, or a URL that objects are below. Files are images by their suffix, or because they say that they
+            are DICOM.
         tags: DICOM attributes that become columns.
         keep_ids: Keep paths and identifiers of DICOM files, not keyed hashes.
         labels: A table whose columns are joined to the images.
@@ -49,10 +51,10 @@ def read_folder(
         UsageError: A column or attribute does not exist, or a package for DICOM is not installed.
 
     """
-    found, left_out, links = _files(root)
+    found, left_out, links, listed = _objects(root) if isinstance(root, Url) else (*_files(root), {})
     of_dicom = np.array([_may_be_dicom(name) for name in found], dtype=bool)
     asked = tags if series is None else (*tags, *TAGS)
-    tree = read_tree([str(root / name) for name, said in zip(found, of_dicom, strict=True) if said], asked)
+    tree = read_tree([below(root, name) for name, said in zip(found, of_dicom, strict=True) if said], asked)
     notes = [f"{links} links to folders were not followed: what they lead to is left out"] if links else []
     if not tree.is_image.all():
         kept = np.ones(len(found), dtype=bool)
@@ -86,13 +88,14 @@ def read_folder(
         joined, said_of_labels = join_labels(_identifiers(found, of_dicom, tree), labels, labels_key, keep_cols)
         samples = samples.drop(columns=[c for c in joined.columns if c in samples.columns]).join(joined)
         notes += said_of_labels
-    paths = [str(root / name) for name in found]
+    paths = [below(root, name) for name in found]
     if series is not None and any(map(is_nifti, found)):
         raise UsageError(
             f"--volumes series: {root} holds NIfTI files, which are volumes without it; series lie by themselves"
         )
     if series is None:
-        return Manifest(samples, FileImages(paths), Roles(), tuple(notes))
+        stamps = [listed[name] for name in found] if listed else None
+        return Manifest(samples, FileImages(paths, listed=stamps), Roles(), tuple(notes))
     headers = tree.headers.set_axis(np.flatnonzero(of_dicom)).reindex(range(len(found)), fill_value="")
     samples, images, said_of_series = series_slices(samples, paths, headers, series)
     return Manifest(samples, images, Roles(bag=BAG), (*notes, *said_of_series), slicing=str(series))
@@ -112,13 +115,35 @@ def _files(root: Path) -> tuple[list[str], Counter[str], int]:
         for name in names:
             if name.startswith("."):
                 continue
-            path, suffix = Path(folder) / name, Path(name).suffix.lower()
+            path = Path(folder) / name
             # Many DICOM files have no suffix, or the end of a number for one.
-            if suffix in IMAGE_SUFFIXES or is_nifti(name) or is_dicom_file(path):
+            if _is_image_name(name) or is_dicom_file(path):
                 found.append(path.relative_to(root).as_posix())
             else:
-                left_out[suffix or "no suffix"] += 1
+                left_out[path.suffix.lower() or "no suffix"] += 1
     return sorted(found), left_out, links
+
+
+def _objects(root: Url) -> tuple[list[str], Counter[str], int, dict[str, Stamp]]:
+    """Return the images below a URL as :func:`_files` those of a folder, and their stamps."""
+    from medprobe.images.download import stamp
+    from medprobe.remote import bucket
+
+    there = bucket(root)
+    entries = {
+        name: entry
+        for name, entry in there.list()
+        if entry.size and not any(part.startswith(".") for part in name.split("/"))
+    }
+    unsure = [name for name in entries if not _is_image_name(name)]
+    said = dict(zip(unsure, there.map(lambda name: is_dicom_file(below(root, name)), unsure), strict=True))
+    left_out = Counter(Path(name).suffix.lower() or "no suffix" for name, is_dicom in said.items() if not is_dicom)
+    found = sorted(name for name in entries if said.get(name, True))
+    return found, left_out, 0, {name: stamp(entries[name]) for name in found}
+
+
+def _is_image_name(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES or is_nifti(name)
 
 
 def _may_be_dicom(name: str) -> bool:

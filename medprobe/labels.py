@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from medprobe.errors import DataError, UsageError
+from medprobe.storage import Place
 from medprobe.tables import IDENTIFYING_COLUMNS, read_table, typed
 
 # How tables call an identifier, without case and punctuation; the finest first.
@@ -25,7 +25,7 @@ _OF_PATHS = ("path", "file_name", "stem")
 
 
 def join_labels(
-    identifiers: pd.DataFrame, labels: Path, key: str | None = None, keep_cols: Collection[str] = ()
+    identifiers: pd.DataFrame, labels: Place, key: str | None = None, keep_cols: Collection[str] = ()
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the columns that a table has on each image, and what a user should be told.
 

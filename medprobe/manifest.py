@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pandas as pd
 
 from medprobe.errors import DataError, UsageError
 from medprobe.images.sources import ArrayImages, Box, FileImages, ImageSource, Rearranged
+from medprobe.storage import AnyPlace, Place, Url, below, is_url, located
 from medprobe.tables import IDENTIFYING_COLUMNS, as_text, leaves_folder, marks_of, read_table, texts, typed
 
 PATH_COLUMNS = ("path", "file", "filepath", "file_path", "filename", "file_name", "image", "image_path")
@@ -84,15 +84,16 @@ class Manifest:
 
 
 def read_manifest(
-    data: str | os.PathLike[str],
+    data: AnyPlace,
     *,
+    root: AnyPlace | None = None,
     path_col: str | None = None,
     label_cols: Sequence[str] = (),
     group_col: str | None = None,
     split_col: str | None = None,
     keep_cols: Sequence[str] = (),
     dataset: str | None = None,
-    labels: str | os.PathLike[str] | None = None,
+    labels: AnyPlace | None = None,
     labels_key: str | None = None,
     tags: Sequence[str] = (),
     keep_ids: bool = False,
@@ -110,7 +111,8 @@ def read_manifest(
     ``view_position`` and ``laterality``. A table needs a column of paths, relative to the table's own folder or absolute.
 
     Args:
-        data: The folder or file.
+        data: The folder or file, or its URL.
+        root: Folder or URL that a table's paths are relative to, its own unless given; the paths may be URLs themselves.
         path_col: Column of paths in a table.
         label_cols: Columns that are labels; one whose cells name several findings (``Effusion|Mass``) becomes a column of
             0 and 1 for each.
@@ -138,7 +140,9 @@ def read_manifest(
     """
     from medprobe.volumes import SERIES, Slicing, holds_volumes, sliced
 
-    path = Path(data)
+    path = located(data)
+    if isinstance(path, Url) and dataset not in {None, "none"}:
+        raise UsageError(f"--dataset {dataset}: goes with a folder of this machine")
     if not path.exists() and dataset in {None, "none"}:
         raise DataError(f"{path}: no such file or folder")
     slicing = Slicing.parse(slice_axis, slices)
@@ -158,26 +162,34 @@ def read_manifest(
     }
     if path.is_file() and (flag := next((flag for flag, value in given.items() if value), None)):
         raise UsageError(f"{flag}: goes with a folder of images")
+    if root is not None and path.suffix.lower() not in _TABLES:
+        raise UsageError("--root: goes with a table of images")
     if (box_cols or mask_col) and path.suffix.lower() not in _TABLES:
         raise UsageError(f"{'--box-cols' if box_cols else '--mask-col'}: goes with a table of images")
     if path.is_dir() or not path.exists():
         from medprobe.datasets import read_dataset, recognise
         from medprobe.folder import read_folder
 
-        plain = dataset == "none" or labels is not None or volumes is not None
-        known = read_dataset(dataset, path) if dataset not in {None, "none"} else None if plain else recognise(path)
+        plain = dataset == "none" or labels is not None or volumes is not None or isinstance(path, Url)
+        known = None
+        if isinstance(path, Path):
+            known = read_dataset(dataset, path) if dataset not in {None, "none"} else None if plain else recognise(path)
         manifest = known or read_folder(
             path,
             tags=tags,
             keep_ids=keep_ids,
-            labels=None if labels is None else Path(labels),
+            labels=None if labels is None else located(labels),
             labels_key=labels_key,
             keep_cols=keep_cols,
             series=None if volumes is None else slicing,
         )
     elif path.suffix.lower() in _TABLES:
-        manifest = _from_table(path, path_col, group_col, keep_cols, box_cols, mask_col)
+        beside = path.parent if root is None else located(root)
+        manifest = _from_table(path, beside, path_col, group_col, keep_cols, box_cols, mask_col)
+    elif path.suffix.lower() == ".npz" and isinstance(path, Url):
+        raise UsageError(f"{path}: an .npz file is read from a folder of this machine; copy it there first")
     elif path.suffix.lower() == ".npz":
+        assert isinstance(path, Path)
         manifest = _from_npz(path)
     else:
         raise DataError(
@@ -266,7 +278,8 @@ def _with_roles(
 
 
 def _from_table(
-    path: Path,
+    path: Place,
+    root: Place,
     path_col: str | None,
     group_col: str | None,
     keep_cols: Sequence[str],
@@ -298,10 +311,10 @@ def _from_table(
                 f"{path}: column '{column}' leaves the table's folder ('..') in {len(outside)} rows (first: data row "
                 f"{outside[0] + 1}); write absolute paths, or put the table above its files"
             )
-    boxes, masks = _boxes(path, table, box_cols), _masks(path, table, mask_col)
-    ids = table["id"].map(as_text) if "id" in table.columns else paths
+    boxes, masks = _boxes(path, table, box_cols), _masks(path, root, table, mask_col)
+    ids = table["id"].map(as_text) if "id" in table.columns else paths.map(_shown)
     if boxes is not None and "id" not in table.columns:
-        ids = paths + ["@" + ",".join(map(str, box)) for box in boxes]
+        ids = ids + ["@" + ",".join(map(str, box)) for box in boxes]
     if ids.isna().any():
         raise DataError(f"{path}: column 'id' is empty in {int(ids.isna().sum())} rows")
     double = ids[ids.duplicated()]
@@ -321,11 +334,16 @@ def _from_table(
         notes.append(
             f"left out of the store, as they may name a person: {', '.join(identifying)} (--keep-col NAME keeps one)"
         )
-    files = [str(path.parent / p) for p in paths]
+    files = [below(root, p) for p in paths]
     return Manifest(samples, FileImages(files, boxes=boxes, masks=masks), Roles(), tuple(notes))
 
 
-def _boxes(path: Path, table: pd.DataFrame, columns: Sequence[str]) -> list[Box] | None:
+def _shown(path: str) -> str:
+    """Return a path, or a URL without what lets one read it."""
+    return str(located(path)) if is_url(path) else path
+
+
+def _boxes(path: Place, table: pd.DataFrame, columns: Sequence[str]) -> list[Box] | None:
     if not columns:
         return None
     if len(columns) != 4:
@@ -340,7 +358,7 @@ def _boxes(path: Path, table: pd.DataFrame, columns: Sequence[str]) -> list[Box]
     return [(int(left), int(top), int(width), int(height)) for left, top, width, height in numbers.to_numpy()]
 
 
-def _masks(path: Path, table: pd.DataFrame, column: str | None) -> list[str] | None:
+def _masks(path: Place, root: Place, table: pd.DataFrame, column: str | None) -> list[str] | None:
     if column is None:
         return None
     if column not in table.columns:
@@ -348,7 +366,7 @@ def _masks(path: Path, table: pd.DataFrame, column: str | None) -> list[str] | N
     empty = np.flatnonzero(table[column].isna())
     if len(empty):
         raise DataError(f"{path}: no mask in {len(empty)} rows (first: data row {empty[0] + 1})")
-    return [str(path.parent / str(mask)) for mask in table[column]]
+    return [below(root, str(mask)) for mask in table[column]]
 
 
 def _from_npz(path: Path) -> Manifest:

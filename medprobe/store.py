@@ -8,8 +8,7 @@ to write another reader.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ import pandas as pd
 import zarr
 
 from medprobe.errors import DataError
+from medprobe.storage import AnyPlace, Place, located, storage_at
 from medprobe.store_place import whereabouts
-from medprobe.store_records import Commit, Plan
+from medprobe.store_records import Commit, Plan, chunk_key, commit_key
 from medprobe.tables import ids_digest, table_digest
 
 FORMAT = 2
@@ -38,6 +38,7 @@ SAMPLES_DRAFT = "samples.draft"
 THUMBNAIL_ARRAY = "sources/thumbnail"
 # Folder of what was computed from the features and can be computed again, such as a map of them.
 DERIVED = "derived"
+_WHOLE_BLOCKS = 8  # that are read at once from an object store, to be digested
 
 
 class FeatureStore:
@@ -47,7 +48,7 @@ class FeatureStore:
     ``failures``, with a reason.
 
     Args:
-        path: The store's folder.
+        path: The store's folder, or a URL.
         partial: Read the finished blocks of a store that is not complete.
 
     Raises:
@@ -55,11 +56,12 @@ class FeatureStore:
 
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, partial: bool = False) -> None:
-        self.path = whereabouts(Path(path))
+    def __init__(self, path: AnyPlace, *, partial: bool = False) -> None:
+        self.path: Place = whereabouts(located(path))
         self.partial = partial
+        self._storage = storage_at(self.path)
         try:
-            self._group = zarr.open_group(self.path, mode="r", zarr_format=3)
+            self._group = zarr.open_group(self._storage.zarr(), mode="r", zarr_format=3)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{self.path}: no feature store there (medprobe embed makes one)") from error
         meta: Any = self._group.attrs.get("medprobe")
@@ -94,11 +96,14 @@ class FeatureStore:
     @cached_property
     def commits(self) -> Mapping[int, Commit]:
         """Commit records of the blocks that are complete, by their sizes (``verify`` looks at their digests)."""
-        commits = {}
-        for index in range(self.plan.n_blocks):
-            commit = Commit.read(self.commit_path(index))
-            if commit is not None and self._fits(commit, index):
-                commits[index] = commit
+        self._size_of = self._storage.sizes()
+
+        def committed(index: int) -> Commit | None:
+            commit = self._record(index)
+            return commit if commit is not None and self._fits(commit, index) else None
+
+        found = enumerate(self._storage.map(committed, range(self.plan.n_blocks)))
+        commits = {index: commit for index, commit in found if commit is not None}
         if len(commits) < self.plan.n_blocks and FeatureStore(self.path).plan != self.plan:
             raise DataError(f"{self.path}: it was extended or made again while it was open; open it once more")
         return commits
@@ -222,14 +227,8 @@ class FeatureStore:
 
     def verify(self) -> Iterator[str]:
         """Yield a sentence for each block, chunk or table that is missing or not as it was written."""
-        for index in range(self.plan.n_blocks):
-            commit = Commit.read(self.commit_path(index))
-            if commit is None or commit.plan != self.plan.digest or commit.block != index:
-                yield f"block {index}: not complete (no valid commit record)"
-                continue
-            for name in self.array_names:
-                if problem := self._chunk_problem(commit, name, index):
-                    yield f"block {index}: {name}: {problem}"
+        for problems in self._storage.map(self._block_problems, range(self.plan.n_blocks), _WHOLE_BLOCKS):
+            yield from problems
         try:
             digest = table_digest(self.manifest)
         except DataError as error:
@@ -240,10 +239,11 @@ class FeatureStore:
             if ids_digest(self.manifest["id"]) != self.plan.manifest_sha256:
                 yield "samples: other ids than the plan's"
 
-    def damaged_blocks(self) -> list[int]:
-        """Return the committed blocks whose chunk files no longer have the SHA-256 of their record."""
-        names = self.array_names
-        return [i for i, commit in self.commits.items() if any(self._chunk_problem(commit, name, i) for name in names)]
+    def damaged_blocks(self, among: Callable[[int], bool] = lambda block: True) -> list[int]:
+        """Return the committed blocks whose chunk files no longer have the SHA-256 of their record; all, or some of them."""
+        asked = list(filter(among, self.commits))
+        problems = self._storage.map(self._block_problems, asked, _WHOLE_BLOCKS)
+        return [index for index, found in zip(asked, problems, strict=True) if found]
 
     @property
     def array_names(self) -> list[str]:
@@ -252,16 +252,23 @@ class FeatureStore:
         return [*(f"features/{view}" for view in self.views), *of_images]
 
     def commit_path(self, index: int) -> Path:
-        """Return where the commit record of a block stands."""
-        return self.path / "commits" / f"{index}.json"
+        """Return where the commit record of a block stands, in a folder."""
+        assert isinstance(self.path, Path)
+        return self.path / commit_key(index)
 
     def chunk_path(self, name: str, index: int) -> Path:
-        """Return the file of one block of one array."""
-        return self.path / name / "c" / str(index) / "0"
+        """Return the file of one block of one array, in a folder."""
+        assert isinstance(self.path, Path)
+        return self.path / chunk_key(name, index)
 
     def __repr__(self) -> str:
         size = f"{self.plan.rows} samples, {len(self.commits)}/{self.plan.n_blocks} blocks"
         return f"FeatureStore({self.encoder}, {size}, views {dict(self.views)})"
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether its table of samples is there, without which a store has only been begun."""
+        return "samples" in self._group
 
     @cached_property
     def samples_group(self) -> zarr.Group:
@@ -290,14 +297,24 @@ class FeatureStore:
     def _fits(self, commit: Commit, index: int) -> bool:
         if commit.plan != self.plan.digest or commit.block != index or set(commit.chunks) != set(self.array_names):
             return False
+        return all(self._size_of(chunk_key(name, index)) == chunk["bytes"] for name, chunk in commit.chunks.items())
+
+    def _record(self, index: int) -> Commit | None:
         try:
-            return all(self.chunk_path(n, index).stat().st_size == c["bytes"] for n, c in commit.chunks.items())
+            return Commit.parse(self._storage.get(commit_key(index)))
         except OSError:
-            return False
+            return None
+
+    def _block_problems(self, index: int) -> list[str]:
+        commit = self._record(index)
+        if commit is None or commit.plan != self.plan.digest or commit.block != index:
+            return [f"block {index}: not complete (no valid commit record)"]
+        found = ((name, self._chunk_problem(commit, name, index)) for name in self.array_names)
+        return [f"block {index}: {name}: {problem}" for name, problem in found if problem]
 
     def _chunk_problem(self, commit: Commit, name: str, index: int) -> str | None:
         try:
-            data = self.chunk_path(name, index).read_bytes()
+            data = self._storage.get(chunk_key(name, index))
         except OSError:
             return "chunk file is missing"
         wanted = commit.chunks.get(name, {})
@@ -322,6 +339,6 @@ class StoredBlocks:
             yield values[self._mask[rows]].astype(np.float32, copy=False)
 
 
-def open_store(path: str | os.PathLike[str], *, partial: bool = False) -> FeatureStore:
-    """Return the feature store at ``path``; see :class:`FeatureStore`."""
+def open_store(path: AnyPlace, *, partial: bool = False) -> FeatureStore:
+    """Return the feature store in a folder or at a URL; see :class:`FeatureStore`."""
     return FeatureStore(path, partial=partial)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from medprobe.errors import DataError
+from medprobe.storage import Place
 from medprobe.store import FeatureStore
 from medprobe.store_records import Plan
 from medprobe.tables import ids_digest
@@ -25,13 +26,17 @@ def draft_path(store: Path, plan: Plan) -> Path:
     return store.with_name(f".{store.name}.{plan.digest[:12]}{_DRAFT}")
 
 
-def extended_path(draft: Path) -> Path | None:
+def extended_path(draft: Place) -> Path | None:
     """Return the store that is extended by a draft, None for a path that is none's."""
+    if not isinstance(draft, Path):
+        return None
     return draft.with_name(draft.name[1:].rsplit(".", 2)[0]) if draft.suffix == _DRAFT else None
 
 
-def drafts_of(store: Path) -> list[Path]:
+def drafts_of(store: Place) -> list[Path]:
     """Return the drafts of a store's extensions, more than one where its manifest grew before one was complete."""
+    if not isinstance(store, Path):
+        return []
     return sorted(store.parent.glob(f".{glob.escape(store.name)}.*{_DRAFT}"))
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from medprobe.storage import Place
+
 _WAITS, _SECONDS = 20, 0.05  # for the second rename
 
 
@@ -17,8 +19,10 @@ def set_aside(store: Path) -> Path:
     return store.with_name(f".{store.name}.old")
 
 
-def whereabouts(store: Path) -> Path:
+def whereabouts(store: Place) -> Place:
     """Return a store's path, or where it was left by a process that was killed before the longer one was in place."""
+    if not isinstance(store, Path):
+        return store
     aside = set_aside(store)
     for _ in range(_WAITS):
         if store.exists() or not aside.exists():
@@ -42,9 +46,9 @@ def put_in_place(draft: Path, store: Path, obsolete: Iterable[Path] = ()) -> Non
             shutil.rmtree(path, ignore_errors=True)
 
 
-def settle(store: Path) -> None:
+def settle(store: Place) -> None:
     """Put a store back, or sweep it away, that a killed :func:`put_in_place` has left under its other name."""
-    if set_aside(store).exists():
+    if isinstance(store, Path) and set_aside(store).exists():
         with _alone(store.parent):
             _settle(store)
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 
@@ -71,15 +70,29 @@ class Commit:
     failures: tuple[Failure, ...]
     made_with: Mapping[str, str] = field(default_factory=dict)
 
+    def dumped(self) -> bytes:
+        """Return the record as a file's bytes."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+
     @classmethod
-    def read(cls, path: Path) -> Commit | None:
-        """Return the record in a file, or None where it is missing, torn or of another shape."""
+    def parse(cls, data: bytes) -> Commit | None:
+        """Return the record in a file's bytes, or None where it is torn or of another shape."""
         try:
-            record = json.loads(path.read_bytes())
+            record = json.loads(data)
             failures = tuple(Failure(int(f["row"]), str(f["stage"]), str(f["reason"])) for f in record.pop("failures"))
             return cls(failures=failures, **record)
-        except (OSError, ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError):
             return None
+
+
+def commit_key(index: int) -> str:
+    """Return the name of a block's commit record, relative to its store."""
+    return f"commits/{index}.json"
+
+
+def chunk_key(name: str, index: int) -> str:
+    """Return the name of one block of one array, relative to its store."""
+    return f"{name}/c/{index}/0"
 
 
 def _canonical(value: Mapping[str, Any]) -> bytes:

@@ -18,8 +18,10 @@ import numpy as np
 import pandas as pd
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import MemoryStore
 
 from medprobe.errors import DataError
+from medprobe.storage import Place, Url
 from medprobe.store import (
     APPEARANCE_ARRAY,
     DERIVED,
@@ -39,7 +41,7 @@ _ATTEMPTS = 5
 
 
 def create_store(
-    path: Path,
+    path: Place,
     plan: Plan,
     samples: pd.DataFrame,
     roles: Mapping[str, Any],
@@ -53,13 +55,18 @@ def create_store(
     The skeleton is made under another name and renamed, so that a store is there whole or not at all, whoever else tries.
     With ``thumbnail_bytes`` it keeps a thumbnail of up to so many bytes for each row.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
     meta = {"format": FORMAT, "plan": asdict(plan), "card": dict(card), "versions": dict(versions)}
     if thumbnail_bytes:
         meta |= {"format": WITH_THUMBNAILS, "thumbnail_bytes": thumbnail_bytes}
+    if isinstance(path, Url):
+        from medprobe import store_objects
+
+        return store_objects.create_store(path, plan, samples, roles, meta)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
     try:
-        _write_skeleton(draft, plan, samples, roles, meta)
+        draft.mkdir(mode=0o700)  # features can identify patients: private to the user
+        write_skeleton(draft, plan, samples, roles, meta)
         draft.rename(path)
     except OSError:
         if not path.exists():  # else somebody else was first
@@ -69,21 +76,46 @@ def create_store(
     return FeatureStore(path, partial=True)
 
 
-def _write_skeleton(
-    draft: Path, plan: Plan, samples: pd.DataFrame, roles: Mapping[str, Any], meta: Mapping[str, Any]
+def is_store_at(path: Place) -> bool:
+    """Return whether something is there already: a folder of any kind, or at a URL a store."""
+    return path.exists() if isinstance(path, Path) else (path / "zarr.json").is_file()
+
+
+def remove_store(path: Place) -> None:
+    """Delete a store."""
+    if isinstance(path, Path):
+        shutil.rmtree(path)
+    else:
+        from medprobe import store_objects
+
+        store_objects.remove_store(path)
+
+
+def write_skeleton(
+    draft: Path | MemoryStore,
+    plan: Plan,
+    samples: pd.DataFrame,
+    roles: Mapping[str, Any],
+    meta: Mapping[str, Any],
 ) -> None:
+    """Write everything of a store that is there before its blocks."""
     group = zarr.create_group(draft, zarr_format=3, attributes={"medprobe": meta})
-    draft.chmod(0o700)  # features can identify patients: private to the user
     for name in ("commits", "features", "sources"):
         group.create_group(name)
+    create_arrays(group, plan, meta.get("thumbnail_bytes", 0))
+    _write_samples(group, "samples", samples, roles)
+
+
+def create_arrays(group: zarr.Group, plan: Plan, thumbnail_bytes: int) -> None:
+    """Write the metadata of every array that is filled block by block."""
     for view, width in plan.views.items():
         _create_array(group, f"features/{view}", (plan.rows, width), plan.block_rows, plan.dtypes[view])
     _create_array(group, DIGEST_ARRAY, (plan.rows, DIGEST_BYTES), plan.block_rows, "uint8")
     _create_array(group, STAMP_ARRAY, (plan.rows, 2), plan.block_rows, "int64")
     _create_array(group, APPEARANCE_ARRAY, (plan.rows, 4), plan.block_rows, "float32")
-    if small := meta.get("thumbnail_bytes"):
-        _create_array(group, THUMBNAIL_ARRAY, (plan.rows, small), plan.block_rows, "uint8", ZstdCodec(level=3))
-    _write_samples(group, "samples", samples, roles)
+    if thumbnail_bytes:
+        shape = plan.rows, thumbnail_bytes
+        _create_array(group, THUMBNAIL_ARRAY, shape, plan.block_rows, "uint8", ZstdCodec(level=3))
 
 
 def replace_samples(store: FeatureStore, samples: pd.DataFrame, roles: Mapping[str, Any]) -> bool:
@@ -92,6 +124,12 @@ def replace_samples(store: FeatureStore, samples: pd.DataFrame, roles: Mapping[s
         same = store.samples_group.attrs["sha256"] == table_digest(samples) and store.roles == _plain(roles)
     except DataError:
         same = False
+    if isinstance(store.path, Url):
+        from medprobe import store_objects
+
+        if not same:
+            store_objects.replace_samples(store.path, store.plan, samples, roles, store.thumbnail_bytes)
+        return not same
     table, old = store.path / "samples", store.path / "samples.old"
     if same and table.exists():
         return False
@@ -116,6 +154,10 @@ def write_block(
 
     ``arrays`` holds every one of ``store.array_names``. Old files of the block go first: Zarr would read a torn one.
     """
+    if isinstance(store.path, Url):
+        from medprobe import store_objects
+
+        return store_objects.write_block(store.path, store.plan, index, arrays, failures, made_with)
     for _ in range(_ATTEMPTS - 1):
         try:
             return _write_block_once(store, index, arrays, failures, made_with)
@@ -148,7 +190,7 @@ def _write_block_once(
         data = file.read_bytes()
         chunks[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     commit = Commit(index, store.plan.digest, chunks, tuple(failures), dict(made_with))
-    _write_record(record, commit)
+    _write_whole(record, commit.dumped())
     return commit
 
 
@@ -170,16 +212,17 @@ def take_over(store: FeatureStore, base: FeatureStore, index: int) -> None:
         finally:
             draft.unlink(missing_ok=True)
         _sync(file.parent)
-    _write_record(record, replace(base.commits[index], plan=store.plan.digest))
+    _write_whole(record, replace(base.commits[index], plan=store.plan.digest).dumped())
 
 
-def _write_record(path: Path, commit: Commit) -> None:
-    _write_whole(path, json.dumps(asdict(commit), indent=1, sort_keys=True).encode())
 def write_derived(store: FeatureStore, name: str, data: bytes) -> None:
-    """Keep what was computed from a store's features in it, whole or not at all; one that cannot be written stays as it is.
+    """Keep what was computed from a store's features in its folder, whole or not at all, if that can be written.
 
-    Such a file can be made again: nothing is lost with it, and a reader has to see for itself whether it still fits.
+    Such a file can be made again: nothing is lost without it, and a reader has to see for itself whether it still fits. At a
+    URL nothing is kept.
     """
+    if isinstance(store.path, Url):
+        return
     path = store.path / DERIVED / name
     with contextlib.suppress(OSError):
         path.parent.mkdir(exist_ok=True)

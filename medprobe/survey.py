@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from medprobe.images.decode import Decoder, chunks, default_workers
 from medprobe.images.geometry import Geometry
 from medprobe.images.window import parse_window
 from medprobe.manifest import SPLIT_NAMES, Manifest, read_manifest
+from medprobe.storage import AnyPlace, located
 
 # Attributes of DICOM files that say whether a picture may show a name.
 _SAFETY = ("BurnedInAnnotation", "PatientIdentityRemoved")
@@ -102,7 +102,7 @@ class Survey:
 
 
 def check(
-    data: str | os.PathLike[str],
+    data: AnyPlace,
     *,
     window: str = "file",
     workers: int | None = None,
@@ -125,7 +125,7 @@ def check(
         DataError: Likewise.
 
     """
-    tags = dict.fromkeys([*options.pop("tags", ()), *(_SAFETY if Path(data).is_dir() else ())])
+    tags = dict.fromkeys([*options.pop("tags", ()), *(_SAFETY if located(data).is_dir() else ())])
     manifest = read_manifest(data, tags=tuple(tags), **options)
     images = _images(manifest, Geometry((32, 32), (32, 32), window=parse_window(window)), workers, progress)
     if out is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medprobe.errors import DataError, UsageError
+from medprobe.errors import DataError, MedprobeError, UsageError
+from medprobe.storage import Place
 
 # Columns that name a person. They stay out of a store unless the user lists them (--keep-col).
 IDENTIFYING_COLUMNS = frozenset(
@@ -21,7 +23,7 @@ IDENTIFYING_COLUMNS = frozenset(
 _MISSING = ["", "NA", "N/A", "NaN", "nan", "null"]
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Place) -> pd.DataFrame:
     """Return a CSV, TSV or Parquet table; the cells of text files stay text, empty ones are missing.
 
     Raises:
@@ -30,13 +32,14 @@ def read_table(path: Path) -> pd.DataFrame:
 
     """
     try:
+        source = path if isinstance(path, Path) else io.BytesIO(path.read_bytes())
         if path.suffix.lower() == ".parquet":
-            table = pd.read_parquet(path)
+            table = pd.read_parquet(source)
             table = table.reset_index(drop=table.index.name is None)
         else:
             # Everything as text first: patient 007 must not become patient 7.
             table = pd.read_csv(
-                path,
+                source,
                 dtype=str,
                 keep_default_na=False,
                 na_values=_MISSING,
@@ -46,6 +49,8 @@ def read_table(path: Path) -> pd.DataFrame:
         raise UsageError(
             f"{path}: Parquet needs a package that is not installed: pip install 'medprobe[parquet]'"
         ) from error
+    except MedprobeError:
+        raise
     except Exception as error:
         raise DataError(f"{path}: could not be read as a table: {error}") from error
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes a surplus first field for row names

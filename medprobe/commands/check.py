@@ -21,6 +21,7 @@ from medprobe.commands.options import (
     LabelsTable,
     MaskCol,
     PathCol,
+    Root,
     SliceAxis,
     SlicesChoice,
     SplitCol,
@@ -34,6 +35,7 @@ from medprobe.commands.options import (
 def check(
     ctx: typer.Context,
     data: DataPath,
+    root: Root = None,
     path_col: PathCol = None,
     label_col: LabelCol = None,
     group_col: GroupCol = None,
@@ -64,6 +66,7 @@ def check(
     with counting(quiet=ctx.obj or json) as progress:
         found = run(
             data,
+            root=root,
             path_col=path_col,
             label_cols=label_col or (),
             group_col=group_col,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as jsonlib
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,8 +12,8 @@ from medprobe.commands.options import Json, Partial
 
 
 def cka(
-    first: Annotated[Path, typer.Argument(metavar="STORE", help="A feature store.")],
-    second: Annotated[Path, typer.Argument(metavar="STORE", help="Another of the same images; or the same again.")],
+    first: Annotated[str, typer.Argument(metavar="STORE", help="A feature store.")],
+    second: Annotated[str, typer.Argument(metavar="STORE", help="Another of the same images; or the same again.")],
     view: Annotated[
         list[str] | None, typer.Option(help="Only this view; may be repeated. (default: all, blocks one by one)")
     ] = None,

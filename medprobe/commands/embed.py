@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as jsonlib
 import signal
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +28,7 @@ from medprobe.commands.options import (
     MaskCol,
     MaxFailures,
     PathCol,
+    Root,
     SliceAxis,
     SlicesChoice,
     SplitCol,
@@ -48,7 +48,8 @@ def embed(
     model: Annotated[
         list[str], typer.Option("--model", "-m", help="Encoder, family/name or family/name@tag; may be repeated.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the stores, one an encoder.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL of the stores, one an encoder.")],
+    root: Root = None,
     path_col: PathCol = None,
     label_col: LabelCol = None,
     group_col: GroupCol = None,
@@ -134,6 +135,7 @@ def embed(
             data,
             model,
             out,
+            root=root,
             path_col=path_col,
             label_cols=label_col or (),
             group_col=group_col,

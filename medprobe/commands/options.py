@@ -12,12 +12,16 @@ from medprobe.errors import UsageError
 FAILED, USAGE, SKIPPED, INTERRUPTED = 1, 2, 3, 4
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A feature store (folder ending in .zarr).")]
+StorePath = Annotated[str, typer.Argument(metavar="STORE", help="A feature store (folder ending in .zarr, or a URL).")]
 Partial = Annotated[bool, typer.Option("--partial", help="Use the finished blocks of an incomplete store.")]
 
 # Of every command that reads images.
 DataPath = Annotated[
-    str, typer.Argument(metavar="DATA", help="Folder of images or volumes, CSV/TSV/Parquet table, or MedMNIST .npz.")
+    str,
+    typer.Argument(metavar="DATA", help="Folder of images or volumes, CSV/TSV/Parquet table, MedMNIST .npz, or a URL."),
+]
+Root = Annotated[
+    str | None, typer.Option(help="Folder or URL that a table's paths are relative to. (default: its own)")
 ]
 PathCol = Annotated[str | None, typer.Option(help="Column of image paths in a table.")]
 LabelCol = Annotated[list[str] | None, typer.Option(help="Column that is a label; may be repeated.")]

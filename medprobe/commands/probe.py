@@ -33,7 +33,7 @@ from medprobe.commands.options import Json, Partial, numbers
 
 def probe(
     ctx: typer.Context,
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Feature stores.")],
+    stores: Annotated[list[str], typer.Argument(metavar="STORE...", help="Feature stores: folders or URLs.")],
     target: Target = None,
     probe: Annotated[
         list[str] | None,
@@ -82,7 +82,7 @@ def probe(
     repeats: Repeats = 5,
     label_noise: LabelNoise = None,
     concat: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(help="Store whose features are put beside each store's; may be repeated.", rich_help_panel=WHAT),
     ] = None,
     pca: Annotated[

@@ -48,7 +48,7 @@ def compare(
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A probe that probe --save-model wrote.")],
     data: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(metavar="DATA", help="Store (one for each encoder of the probe), or images as for embed."),
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="CSV to write. (default: the screen)")] = None,

@@ -90,7 +90,10 @@ class Block:
         rows = np.arange(first, first + len(decoded.readable))
         self.unread -= len(rows)
         self._digests[rows] = decoded.digests
-        self._stamps[rows] = [images.stamp(self.span.start + int(row)) for row in rows]
+        self._stamps[rows] = [
+            images.stamp(self.span.start + int(row)) if said is None else said
+            for row, said in zip(rows, decoded.stamps, strict=True)
+        ]
         for looks, geometry in zip(self._appearance, geometries, strict=True):
             looks[rows] = decoded.appearance[geometry]
         for row, reason in zip(rows[~decoded.readable].tolist(), decoded.reasons, strict=True):

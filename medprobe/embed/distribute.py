@@ -11,7 +11,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +24,7 @@ from medprobe.encoders.registry import load_encoder
 from medprobe.errors import DataError
 from medprobe.images.decode import Decoder
 from medprobe.manifest import Manifest
+from medprobe.storage import Place
 from medprobe.store import FeatureStore
 
 log = logging.getLogger("medprobe")
@@ -41,7 +41,7 @@ class Model:
     options: LoadOptions
     preprocess: Preprocess
     tokens: bool
-    store: Path
+    store: Place
 
     @classmethod
     def of(cls, given: str | Encoder, options: LoadOptions, job: Job) -> Model:
@@ -184,7 +184,7 @@ def hand_out(
     spans: Sequence[Span],
     workers: Sequence[Worker],
     manifest: Manifest,
-    stores: Sequence[Path],
+    stores: Sequence[Place],
     failures: Failures,
     allowed_failures: int,
     report: Callable[[Progress], None] | None = None,
@@ -236,7 +236,7 @@ def hand_out(
             worker.close()
 
 
-def _uncommitted(spans: Sequence[Span], stores: Sequence[Path]) -> list[Span]:
+def _uncommitted(spans: Sequence[Span], stores: Sequence[Place]) -> list[Span]:
     opened = [FeatureStore(path, partial=True) for path in stores]
 
     def is_done(span: Span) -> bool:

@@ -14,6 +14,7 @@ from medprobe.embed.resume import blocks_to_do
 from medprobe.errors import DataError
 from medprobe.images.sources import ImageSource
 from medprobe.manifest import Manifest
+from medprobe.storage import Place
 from medprobe.store import FeatureStore
 from medprobe.store_extension import drafts_of, extended_path
 from medprobe.store_place import put_in_place
@@ -23,7 +24,7 @@ from medprobe.tables import ids_digest
 log = logging.getLogger("medprobe")
 
 
-def in_store_order(manifest: Manifest, stores: Sequence[Path]) -> Manifest:
+def in_store_order(manifest: Manifest, stores: Sequence[Place]) -> Manifest:
     """Return a manifest with the samples of a store first, in its order, and those that it lacks behind them in their own.
 
     Of several stores, and of drafts that extend them, the one with the most samples decides, unless it has others.
@@ -85,11 +86,11 @@ def _take_over(job: Job, base: FeatureStore, index: int) -> None:
         ) from error
 
 
-def in_place(job: Job) -> Path:
+def in_place(job: Job) -> Place:
     """Return where a job's store lies now; a draft that is complete takes the place of the store that it extends."""
     draft = job.store.path
     store = extended_path(draft)
-    if store is None:
+    if store is None or not isinstance(draft, Path):
         return draft
     try:
         is_complete = not FeatureStore(draft, partial=True).missing_blocks

@@ -6,7 +6,6 @@ import importlib.metadata
 import logging
 import math
 import platform
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,10 +20,11 @@ from medprobe.encoders.base import Encoder, fingerprint
 from medprobe.errors import DataError, UsageError
 from medprobe.images.thumbnail import MAX_BYTES
 from medprobe.manifest import Manifest
+from medprobe.storage import Place
 from medprobe.store import FeatureStore
 from medprobe.store_extension import bases_of, begins, draft_path, drafts_of, extended_path
 from medprobe.store_records import Plan
-from medprobe.store_writer import create_store, replace_samples
+from medprobe.store_writer import create_store, is_store_at, remove_store, replace_samples
 from medprobe.tables import ids_digest
 
 log = logging.getLogger("medprobe")
@@ -70,7 +70,7 @@ class Job:
 
 def prepare(
     encoder: Encoder,
-    path: Path,
+    path: Place,
     manifest: Manifest,
     sample: Callable[[], np.ndarray],
     *,
@@ -111,7 +111,7 @@ def prepare(
     """
     if dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype}: one of {', '.join(DTYPES)}")
-    is_there = path.exists()
+    is_there = is_store_at(path)
     if overwrite and is_there and not (path / "zarr.json").exists():
         raise DataError(f"--overwrite: {path} is there and is no feature store; it is left alone")
     provenance = encoder.provenance()
@@ -126,10 +126,12 @@ def prepare(
             log.info("%s: goes on with thumbnails, as it was begun", path.name)
         base = extended_path(path)
         if store.plan.rows < len(manifest):
-            base, store = path, _draft(store, manifest, extend_in or path.parent)
+            assert isinstance(path, Path)
+            assert extend_in is not None
+            base, store = path, _draft(store, manifest, path, extend_in)
         bases = [] if base is None else bases_of(base, store.plan, manifest.samples["id"])
         try:
-            replaced = update and replace_samples(store, manifest.samples, _roles(manifest))
+            replaced = (update or not store.has_samples) and replace_samples(store, manifest.samples, _roles(manifest))
         except OSError as error:
             raise DataError(f"{path}: its table of samples could not be written: {error.strerror or error}") from error
         if replaced:
@@ -157,7 +159,7 @@ def prepare(
             path,
             *drafts_of(path),
         ):  # only once everything that could go wrong with its successor has gone well
-            shutil.rmtree(old)
+            remove_store(old)
     card = {**encoder.card.to_dict(), "parameters": str(encoder.n_parameters)}
     store = _created(path, plan, manifest, card, versions(), MAX_BYTES if thumbnails else 0)
     if store.plan != plan or bool(store.thumbnail_bytes) != bool(thumbnails):  # another process was first
@@ -165,17 +167,17 @@ def prepare(
     return Job(Forward(encoder, store.plan.precision, size, compile), store)
 
 
-def _draft(store: FeatureStore, manifest: Manifest, folder: Path) -> FeatureStore:
+def _draft(store: FeatureStore, manifest: Manifest, base: Path, folder: Path) -> FeatureStore:
     """Return the draft of a store with all of the manifest's samples: the one that was begun, or else one in a folder."""
     plan = replace(store.plan, rows=len(manifest), manifest_sha256=ids_digest(manifest.samples["id"]))
-    path = draft_path(store.path, plan)
+    path = draft_path(base, plan)
     log.info("%s: %d samples are added to its %d", store.path.name, plan.rows - store.plan.rows, store.plan.rows)
     path = path if path.exists() else folder / path.name
     return _created(path, plan, manifest, store.card, store.versions, store.thumbnail_bytes)
 
 
 def _created(
-    path: Path,
+    path: Place,
     plan: Plan,
     manifest: Manifest,
     card: Mapping[str, str],
@@ -184,7 +186,13 @@ def _created(
 ) -> FeatureStore:
     try:
         return create_store(
-            path, plan, manifest.samples, _roles(manifest), card=card, versions=versions, thumbnail_bytes=thumbnail_bytes
+            path,
+            plan,
+            manifest.samples,
+            _roles(manifest),
+            card=card,
+            versions=versions,
+            thumbnail_bytes=thumbnail_bytes,
         )
     except OSError as error:
         raise DataError(f"{path} could not be made: {error.strerror or error}") from error

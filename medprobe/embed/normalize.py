@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from medprobe.errors import DataError, UsageError
 from medprobe.images.decode import Decoder, chunks
 from medprobe.images.geometry import Geometry
 from medprobe.manifest import SPLIT_NAMES, Manifest
+from medprobe.storage import Place
 from medprobe.store import FeatureStore
 
 log = logging.getLogger("medprobe")
@@ -52,7 +52,7 @@ def parse_normalize(text: str) -> str | tuple[Triple, Triple]:
 
 
 def with_normalization(
-    encoder: Encoder, mode: str | tuple[Triple, Triple], store: Path | None, statistics: Callable[[], Statistics]
+    encoder: Encoder, mode: str | tuple[Triple, Triple], store: Place | None, statistics: Callable[[], Statistics]
 ) -> Encoder:
     """Return the encoder with the mean and standard deviation that are asked for.
 
@@ -111,7 +111,7 @@ def channel_statistics(manifest: Manifest, decoder: Decoder) -> Statistics:
     return _triple(mean), _triple(std), source
 
 
-def _kept(store: Path) -> Statistics:
+def _kept(store: Place) -> Statistics:
     """Return the data set's own numbers that a store was begun with.
 
     Images that have become readable since would change them, and are a reason for neither an error nor a new start.

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 
 from medprobe.errors import DataError
-from medprobe.images.decode import opened
-from medprobe.images.raster import ImageError, content_digest
-from medprobe.images.sources import ImageSource, Payload
+from medprobe.images.decode import CHUNK, opened, reading
+from medprobe.images.raster import ImageError, UnreachableError, content_digest
+from medprobe.images.sources import ImageSource, Payload, stamps_of
 from medprobe.store import FeatureStore
 
 log = logging.getLogger("medprobe")
@@ -34,7 +34,7 @@ def blocks_to_do(
         DataError: An image that has features is not the one that they were made from.
 
     """
-    damaged = [index for index in store.damaged_blocks() if mine(index)]
+    damaged = store.damaged_blocks(mine)
     if damaged:
         log.warning("%s: %d damaged blocks are made again", store.path.name, len(damaged))
     to_do = {*filter(mine, store.missing_blocks), *damaged}
@@ -56,19 +56,24 @@ def blocks_to_do(
 
 def _changed_rows(store: FeatureStore, index: int, images: ImageSource, check_digest: bool) -> list[int]:
     digests, stamps = store.sources(index)
-    start = store.plan.block(index).start
+    rows = store.plan.block(index)
+    known = dict(zip(range(rows.start, rows.stop), digests, strict=True))
+    now = [None] * len(known) if check_digest else stamps_of(images, range(rows.start, rows.stop))
+    doubtful = [row for row, was, at in zip(known, stamps, now, strict=True) if at != tuple(was)]
     changed = []
-    for i, (digest, stamp) in enumerate(zip(digests, stamps, strict=True)):
-        row = start + i
-        if (check_digest or images.stamp(row) != tuple(stamp)) and not np.array_equal(
-            digest, _digest(images.payload(row))
-        ):
-            changed.append(row)
+    for start in range(0, len(doubtful), CHUNK):
+        part = doubtful[start : start + CHUNK]
+        payloads = [images.payload(row) for row in part]
+        with reading(payloads) as (read, _):
+            found = [_digest(payload, read) for payload in payloads]
+        changed += [row for row, digest in zip(part, found, strict=True) if not np.array_equal(known[row], digest)]
     return changed
 
 
-def _digest(payload: Payload) -> np.ndarray:
+def _digest(payload: Payload, read: Callable[[str], bytes]) -> np.ndarray:
     try:
-        return content_digest(*opened(payload))
+        return content_digest(*opened(payload, read))
+    except UnreachableError as error:  # which says nothing of the image
+        raise DataError(f"an image could not be compared with the one that was embedded: {error.reason}") from None
     except ImageError:
         return np.zeros(0, dtype=np.uint8)

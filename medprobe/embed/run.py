@@ -31,8 +31,10 @@ from medprobe.images.decode import Decoder, decode, default_workers
 from medprobe.images.geometry import Geometry
 from medprobe.images.window import FILE, parse_window
 from medprobe.manifest import Manifest, read_manifest
+from medprobe.storage import AnyPlace, Place, Url, located
 from medprobe.store import FeatureStore
 from medprobe.store_place import settle
+from medprobe.store_writer import is_store_at
 from medprobe.volumes import few_volumes
 
 log = logging.getLogger("medprobe")
@@ -62,7 +64,7 @@ class EmbedReport:
     """
 
     encoder: str
-    path: Path
+    path: Place
     samples: int
     embedded: int
     missing: int
@@ -73,10 +75,11 @@ class EmbedReport:
 
 
 def embed(
-    data: str | os.PathLike[str] | Manifest,
+    data: AnyPlace | Manifest,
     models: str | Encoder | Sequence[str | Encoder],
-    out: str | os.PathLike[str],
+    out: AnyPlace,
     *,
+    root: AnyPlace | None = None,
     path_col: str | None = None,
     label_cols: Sequence[str] = (),
     group_col: str | None = None,
@@ -124,9 +127,11 @@ def embed(
     images have changed since. Its samples keep their order, whatever the order of the data is now.
 
     Args:
-        data: A folder, table, MedMNIST ``.npz``, or a :class:`~medprobe.manifest.Manifest`.
+        data: A folder, table, MedMNIST ``.npz``, the URL of objects or of a table (``s3://bucket/images``), or a
+            :class:`~medprobe.manifest.Manifest`.
         models: Names such as ``imagenet/efficientnet-lite0``, or encoders.
-        out: Folder of the stores.
+        out: Folder of the stores, or a URL.
+        root: Folder or URL that a table's paths are relative to, its own unless given.
         path_col: Column of image paths in a table.
         label_cols: Columns that are labels (recorded, so that ``probe`` knows its target).
         group_col: Column of patients (recorded; ``"none"`` for no grouping).
@@ -185,6 +190,7 @@ def embed(
         if isinstance(data, Manifest)
         else read_manifest(
             data,
+            root=root,
             path_col=path_col,
             label_cols=label_cols,
             group_col=group_col,
@@ -240,7 +246,12 @@ def embed(
     if engine not in ENGINES:
         raise UsageError(f"--engine {engine}: one of {', '.join(ENGINES)}")
     devices = choose_devices(device, share)
-    paths = [store_path(Path(out), encoder.name) for encoder in encoders]
+    folder = located(out)
+    if isinstance(folder, Url) and folder.is_read_only:
+        raise UsageError(f"--out {folder}: a web server is only read from; write to s3://, gs:// or az://, or a folder")
+    if extend and isinstance(folder, Url):
+        raise UsageError(f"--extend: nothing can be renamed at {folder}; extend a copy of the stores in a folder")
+    paths = [store_path(folder, encoder.name) for encoder in encoders]
     for path in paths:
         settle(path)
     if not overwrite:
@@ -252,10 +263,10 @@ def embed(
         jobs = []
         statistics = cache(partial(channel_statistics, manifest, decoder))  # one reading of the images for all encoders
         for encoder, path in zip(encoders, paths, strict=True):
-            extend_in = Path(elsewhere) if dry_run else path.parent
-            if dry_run and (overwrite or not path.exists()):
+            extend_in = Path(elsewhere) if dry_run or isinstance(path, Url) else path.parent
+            if dry_run and (overwrite or not is_store_at(path)):
                 path = store_path(Path(elsewhere), encoder.name)
-            resumed = path if path.exists() and not overwrite else None
+            resumed = path if is_store_at(path) and not overwrite else None
             with_normalization(encoder, mode, resumed, statistics)
             jobs.append(
                 prepare(
@@ -313,7 +324,7 @@ def _nth(n: int) -> str:
     return {2: "second", 3: "third"}.get(n, f"{n}th")
 
 
-def store_path(out: Path, encoder: str) -> Path:
+def store_path(out: Place, encoder: str) -> Place:
     """Return where the store of an encoder lies in a folder of stores."""
     return out / (encoder.replace("/", "--").replace(":", "-") + ".zarr")
 
@@ -355,7 +366,7 @@ def _first_images(manifest: Manifest, geometry: Geometry) -> np.ndarray:
     return found
 
 
-def _report(path: Path, blocks: Mapping[int, slice], seconds: float) -> EmbedReport:
+def _report(path: Place, blocks: Mapping[int, slice], seconds: float) -> EmbedReport:
     store = FeatureStore(path, partial=True)
     rows = sum(rows.stop - rows.start for rows in blocks.values())
     return EmbedReport(

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -34,8 +34,9 @@ from medprobe.images.raster import (
     read_rgb,
     read_source,
 )
-from medprobe.images.sources import ImageSource, Payload, Slice, Source
+from medprobe.images.sources import ImageSource, Part, Payload, Slice, Source, Stamp
 from medprobe.images.thumbnail import GEOMETRY, jpeg
+from medprobe.storage import is_url
 
 CHUNK = 24  # images: with two chunks in flight, enough to go on reading while a batch is encoded
 _CHUNK_BYTES = 1 << 24  # of pixels that travel together, at most
@@ -61,8 +62,9 @@ class Decoded:
         appearance: For each geometry float32 (images, 4): height and width of the source, mean and standard deviation
             of every fourth pixel's values in each direction; zeros where the image could not be read.
         reasons: Why each unreadable image is so, in their order.
-        seconds: How long that took, and how long of it the processor worked.
+        stamps: Of each image that was downloaded, what its server said of it then; None for files, which are looked at.
         thumbnails: Of the readable images, as JPEG files; none where none are wanted.
+        seconds: How long that took, and how long of it the processor worked.
 
     """
 
@@ -71,8 +73,9 @@ class Decoded:
     digests: np.ndarray
     appearance: list[np.ndarray]
     reasons: list[str]
-    seconds: tuple[float, float] = (0.0, 0.0)
+    stamps: Sequence[Stamp | None]
     thumbnails: list[bytes] = field(default_factory=list)
+    seconds: tuple[float, float] = (0.0, 0.0)
 
 
 def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry], thumbnails: bool = False) -> Decoded:
@@ -84,25 +87,41 @@ def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry], thumbnai
     appearance = [np.zeros((len(payloads), 4), dtype=np.float32) for _ in geometries]
     reasons = []
     small: list[bytes] = []
-    for i, payload in enumerate(payloads):
-        try:
-            source, region = opened(payload)
-            digests[i] = content_digest(source, region)
-            size, found = read_rgb(source, geometries, region, [GEOMETRY] if thumbnails else ())
-            if thumbnails:
-                small.append(jpeg(found.pop()))
-            for images, looks, image in zip(pixels, appearance, found, strict=True):
-                images.append(image)
-                looks[i] = *size, *_mean_and_std(image[::4, ::4])
-            readable[i] = True
-        except ImageError as error:
-            reasons.append(error.reason)
+    with reading(payloads) as (read, stamps):
+        for i, payload in enumerate(payloads):
+            try:
+                source, region = opened(payload, read)
+                digests[i] = content_digest(source, region)
+                size, found = read_rgb(source, geometries, region, [GEOMETRY] if thumbnails else ())
+                if thumbnails:
+                    small.append(jpeg(found.pop()))
+                for images, looks, image in zip(pixels, appearance, found, strict=True):
+                    images.append(image)
+                    looks[i] = *size, *_mean_and_std(image[::4, ::4])
+                readable[i] = True
+            except ImageError as error:
+                reasons.append(error.reason)
+        said = stamps()
     stacks = [
         np.stack(images) if images else np.zeros((0, *geometry.size, 3), dtype=np.uint8)
         for images, geometry in zip(pixels, geometries, strict=True)
     ]
     seconds = time.perf_counter() - began[0], time.process_time() - began[1]
-    return Decoded(stacks, readable, digests, appearance, reasons, seconds, small)
+    return Decoded(stacks, readable, digests, appearance, reasons, said, small, seconds)
+
+
+@contextlib.contextmanager
+def reading(
+    payloads: Sequence[Payload],
+) -> Iterator[tuple[Callable[[str], bytes], Callable[[], Sequence[Stamp | None]]]]:
+    """Give what reads the files of some payloads, and what then tells their stamps; downloads begin at once, together."""
+    if not any(is_url(payload.path if isinstance(payload, Part) else payload) for payload in payloads):
+        yield read_source, lambda: [None] * len(payloads)
+        return
+    from medprobe.images.download import Downloads
+
+    with Downloads(payloads) as downloads:
+        yield downloads.read, downloads.stamps
 
 
 def _mean_and_std(pixels: np.ndarray) -> tuple[float, float]:
@@ -126,8 +145,12 @@ def chunks(images: ImageSource, rows: Sequence[int], geometries: Sequence[Geomet
             start = at
 
 
-def opened(payload: Payload) -> tuple[Source, Region]:
+def opened(payload: Payload, read: Callable[[str], bytes] = read_source) -> tuple[Source, Region]:
     """Return a file's bytes, a slice, or pixels, and what of them is meant.
+
+    Args:
+        payload: What a row is made from.
+        read: What reads a file.
 
     Raises:
         ImageError: The file, or its mask, cannot be read.
@@ -136,12 +159,12 @@ def opened(payload: Payload) -> tuple[Source, Region]:
     if isinstance(payload, np.ndarray):
         return payload, WHOLE
     if isinstance(payload, str):
-        return read_source(payload), WHOLE
+        return read(payload), WHOLE
     if isinstance(payload, Slice):
         from medprobe.images.volume import open_slice
 
         return open_slice(payload), WHOLE
-    source, box = read_source(payload.path), payload.box
+    source, box = read(payload.path), payload.box
     if payload.mask is not None:
         try:
             box = mask_box(read_source(payload.mask))
@@ -296,13 +319,14 @@ class Decoder:
                 digest = np.zeros((1, DIGEST_BYTES), dtype=np.uint8)
                 unseen = [np.zeros((1, 4), dtype=np.float32) for _ in task.geometries]
                 reason = "killed the process that read it"
-                parts.append(Decoded(none, np.zeros(1, dtype=bool), digest, unseen, [reason]))
+                parts.append(Decoded(none, np.zeros(1, dtype=bool), digest, unseen, [reason], [None]))
         return Decoded(
             [np.concatenate(stacks) for stacks in zip(*(p.pixels for p in parts), strict=True)],
             np.concatenate([p.readable for p in parts]),
             np.concatenate([p.digests for p in parts]),
             [np.concatenate(looks) for looks in zip(*(p.appearance for p in parts), strict=True)],
             [reason for p in parts for reason in p.reasons],
+            [stamp for p in parts for stamp in p.stamps],
             thumbnails=[thumbnail for p in parts for thumbnail in p.thumbnails],
         )
 

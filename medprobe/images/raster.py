@@ -20,6 +20,7 @@ from medprobe.images.geometry import Geometry
 from medprobe.images.png import lacks_pixels, mark_last_row
 from medprobe.images.sources import Box, Source
 from medprobe.images.window import FILE, Window
+from medprobe.storage import is_url
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".dcm", ".dicom"}
@@ -60,6 +61,10 @@ class ImageError(DataError):
         self.reason = reason
 
 
+class UnreachableError(ImageError):
+    """An image that its server does not give at the moment; another time it may."""
+
+
 def read_source(path: str | Path) -> bytes:
     """Return the bytes of a file.
 
@@ -67,6 +72,10 @@ def read_source(path: str | Path) -> bytes:
         ImageError: It is missing, empty, not readable, no regular file, or larger than ``MAX_BYTES``.
 
     """
+    if is_url(path):
+        from medprobe.images.download import read_object
+
+        return read_object(str(path))
     path = Path(path)
     try:
         status = path.stat()
@@ -96,6 +105,10 @@ def open_source(path: str | Path) -> BinaryIO:
         ImageError: It is missing, not readable, or no regular file.
 
     """
+    if is_url(path):
+        from medprobe.images.download import open_object
+
+        return open_object(str(path))
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
             raise ImageError("no regular file")
@@ -255,6 +268,10 @@ def count_frames(path: str) -> int:
 
 def is_dicom_file(path: str | Path) -> bool:
     """Return whether a file says that it is one of DICOM; one that cannot be read does not."""
+    if is_url(path):
+        from medprobe.images.download import start_of
+
+        return _is_dicom(start_of(str(path), _DICM.stop))
     path = Path(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
-from medprobe.images.sources import ArrayImages, ArrayVolume, Slice, Volume
+from medprobe.images.sources import UNKNOWN, ArrayImages, ArrayVolume, Slice, Volume, file_stamp
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,8 @@ class FileSlices:
 
     def stamp(self, row: int) -> tuple[int, int]:
         """Return size and time of change of the volume's file, or of the slice's own; of an assembled series of all."""
-        try:
-            status = [Path(file).stat() for file in self._files(row)]
-        except (OSError, ValueError):
-            return -1, -1
-        return sum(s.st_size for s in status), max(s.st_mtime_ns for s in status)
+        stamps = [file_stamp(file) for file in self._files(row)]
+        return UNKNOWN if UNKNOWN in stamps else (sum(size for size, _ in stamps), max(time for _, time in stamps))
 
     def head(self, limit: int) -> FileSlices:
         """Return the first ``limit`` slices."""

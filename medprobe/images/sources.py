@@ -14,6 +14,7 @@ import numpy as np
 
 from medprobe.errors import DataError
 from medprobe.images.window import Window
+from medprobe.storage import is_url
 
 T = TypeVar("T")
 
@@ -24,6 +25,11 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 NATIVE = "native"  # the axis along which a volume is stored
 
 _MOST_CHANNELS = 4  # of an image; a longer last axis is the width of a volume
+
+Stamp = tuple[
+    int, int
+]  # what tells a file from a changed one: size in bytes, and time of change in nanoseconds or the like
+UNKNOWN: Stamp = (-1, -1)  # of a file that is not there
 
 Box = tuple[int, int, int, int]  # left, top, width and height, in pixels of the upright image
 
@@ -127,6 +133,7 @@ class FileImages:
         frames: The number of each one's frame, None for a file of one picture.
         boxes: What is cut out of each.
         masks: A file for each whose pixels above zero are enclosed by what is cut out.
+        listed: The stamp of each, where a server has told them all at once.
 
     """
 
@@ -134,6 +141,7 @@ class FileImages:
     frames: Sequence[int | None] | None = None
     boxes: Sequence[Box | None] | None = None
     masks: Sequence[str | None] | None = None
+    listed: Sequence[Stamp] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -145,11 +153,7 @@ class FileImages:
 
     def stamp(self, row: int) -> tuple[int, int]:
         """Return size and time of change of the file."""
-        try:
-            status = os.stat(self.paths[row])  # noqa: PTH116 - a Path object costs as much as the call, for millions
-        except (OSError, ValueError):
-            return -1, -1
-        return status.st_size, status.st_mtime_ns
+        return file_stamp(self.paths[row]) if self.listed is None else self.listed[row]
 
     def head(self, limit: int) -> FileImages:
         """Return the first ``limit`` files."""
@@ -166,6 +170,7 @@ class FileImages:
             _some(self.frames, rows),
             _some(self.boxes, rows),
             _some(self.masks, rows),
+            _some(self.listed, rows),
         )
 
 
@@ -200,6 +205,29 @@ class Rearranged:
     def unit(self, row: int) -> int:
         """Return the number of what is opened for the row."""
         return self.images.unit(int(self.order[row]))
+
+
+def file_stamp(path: str) -> Stamp:
+    """Return size and time of change of a file, ``UNKNOWN`` where it is missing."""
+    if is_url(path):
+        from medprobe.images.download import stamp_of
+
+        return stamp_of(path)
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a Path object costs as much as the call, for millions
+    except (OSError, ValueError):
+        return UNKNOWN
+    return status.st_size, status.st_mtime_ns
+
+
+def stamps_of(images: ImageSource, rows: Sequence[int]) -> list[Stamp]:
+    """Return the stamps of some rows; servers are asked for several at once."""
+    if not any(is_url(path) for path in getattr(images, "paths", ())[:1]) or getattr(images, "listed", None):
+        return [images.stamp(row) for row in rows]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(32) as pool:
+        return list(pool.map(images.stamp, rows))
 
 
 def is_nifti(path: str | Path) -> bool:

@@ -53,7 +53,7 @@ def embedding_map(
     mask = store.mask
     wanted = _digest({"of": _features_digest(store, view), "method": method, "seed": seed, "version": _VERSION})
     name = f"map-{method}-{_digest([view, seed])[:16]}.npz"  # a view of a store from elsewhere may be called anything
-    kept = _read(store.path / DERIVED / name, wanted, len(mask))
+    kept = _read(store.path / DERIVED / name, wanted, len(mask)) if isinstance(store.path, Path) else None
     if kept is not None:
         return kept
     places = np.full((len(mask), 2), np.nan, dtype=np.float32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from medprobe.errors import DataError, UsageError
 from medprobe.probe.leaks import image_codes, joined
 from medprobe.probe.targets import Floats
 from medprobe.probe.task import missing
+from medprobe.storage import Place
 from medprobe.store import FeatureStore
 from medprobe.store_records import Plan
 
@@ -51,8 +51,8 @@ class Bags:
         self.store, self.by, self.pools = store, by, tuple(pools)
 
     @property
-    def path(self) -> Path:
-        """The store's folder."""
+    def path(self) -> Place:
+        """The store's folder, or its URL."""
         return self.store.path
 
     @property

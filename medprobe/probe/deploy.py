@@ -21,6 +21,7 @@ from medprobe.probe.saved import SavedProbe, load_probe, save_probe
 from medprobe.probe.selection import fit_part
 from medprobe.probe.splits import Part
 from medprobe.probe.targets import Floats
+from medprobe.storage import AnyPlace, Place, Url, located
 from medprobe.store import FeatureStore, open_store
 from medprobe.volumes import Slicing
 
@@ -83,7 +84,7 @@ def save_trial(
 
 def predict(
     model: str | os.PathLike[str],
-    data: str | os.PathLike[str] | FeatureStore | Sequence[str | os.PathLike[str] | FeatureStore],
+    data: AnyPlace | FeatureStore | Sequence[AnyPlace | FeatureStore],
     *,
     weights: str | None = None,
     device: str = "auto",
@@ -111,15 +112,15 @@ def predict(
 
     """
     saved = load_probe(Path(model))
-    several = [data] if isinstance(data, str | os.PathLike | FeatureStore) else list(data)
-    if all(isinstance(item, FeatureStore) or (Path(item) / "zarr.json").exists() for item in several):
+    several = [data] if isinstance(data, str | os.PathLike | Url | FeatureStore) else list(data)
+    if all(isinstance(item, FeatureStore) or (located(item) / "zarr.json").is_file() for item in several):
         return _predict(saved, [item if isinstance(item, FeatureStore) else open_store(item) for item in several])
     if len(several) > 1:
         raise UsageError("predict takes stores, or one folder or table of images")
     images = several[0]
     assert not isinstance(images, FeatureStore)
     with tempfile.TemporaryDirectory(prefix="medprobe-") as folder:
-        return _predict(saved, _embedded(saved, Path(images), Path(folder), weights, device, frames, volumes))
+        return _predict(saved, _embedded(saved, located(images), Path(folder), weights, device, frames, volumes))
 
 
 def _predict(saved: SavedProbe, stores: Sequence[FeatureStore]) -> pd.DataFrame:
@@ -173,7 +174,7 @@ def _table(saved: SavedProbe, proba: Floats, ids: np.ndarray) -> pd.DataFrame:
 
 def _embedded(
     saved: SavedProbe,
-    data: Path,
+    data: Place,
     folder: Path,
     weights: str | None,
     device: str,

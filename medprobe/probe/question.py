@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +28,7 @@ from medprobe.probe.splits import (
 from medprobe.probe.targets import Floats
 from medprobe.probe.task import Target, target_columns
 from medprobe.probe.whatif import WhatIf, mislabelled, subgroup_names
+from medprobe.storage import Place
 
 DEFAULT_FOLDS = 5
 
@@ -113,7 +113,7 @@ class Asked(Protocol):
     """What a question is asked of: a feature store, or anything else that knows samples and their images."""
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Place:
         """Where it is, for messages."""
 
     @property

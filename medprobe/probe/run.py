@@ -26,11 +26,12 @@ from medprobe.probe.question import controls as control_trials
 from medprobe.probe.selection import Fitted, fit_part
 from medprobe.probe.whatif import WhatIf
 from medprobe.results import Results, Row
+from medprobe.storage import AnyPlace, Url
 from medprobe.store import FeatureStore, open_store
 
 log = logging.getLogger("medprobe")
 
-AnyStore = str | os.PathLike[str] | FeatureStore
+AnyStore = AnyPlace | FeatureStore
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def probe(
         DataError: A store is incomplete or damaged, a target is unusable, or a group is on both sides of a split.
 
     """
-    several = [stores] if isinstance(stores, str | os.PathLike | FeatureStore) else list(stores)
+    several = [stores] if isinstance(stores, str | os.PathLike | Url | FeatureStore) else list(stores)
     protocol = None if preset is None else preset_of(preset)
     if protocol is not None and not probes:
         families = list(protocol.families)
