@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -129,6 +129,7 @@ class FeatureStore:
         self.path: Place = located(path)
         self.partial = partial
         self._storage = storage_at(self.path)
+        self._arrays: dict[str, Any] = {}  # those that have been opened: a request each, at a URL
         try:
             self._group = zarr.open_group(self._storage.zarr(), mode="r", zarr_format=3)
         except (OSError, ValueError, KeyError) as error:
@@ -249,10 +250,13 @@ class FeatureStore:
         looks: np.ndarray = self._array(APPEARANCE_ARRAY)[self.mask]
         return looks
 
-    def sources(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return digests, uint8 (rows, 16), and stamps, int64 (rows, 2), of a committed block's images, failed ones too."""
-        rows = self.plan.block(index)
-        return self._array(DIGEST_ARRAY, rows), self._array(STAMP_ARRAY, rows)
+    def sources(self, indices: Iterable[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield digests, uint8 (rows, 16), and stamps, int64 (rows, 2), of committed blocks' images, failed ones too."""
+
+        def of(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+            return self._array(DIGEST_ARRAY, rows), self._array(STAMP_ARRAY, rows)
+
+        return self._storage.map(of, map(self.plan.block, indices))
 
     def verify(self) -> Iterator[str]:
         """Yield a sentence for each block, chunk or table that is missing or not as it was written."""
@@ -309,7 +313,9 @@ class FeatureStore:
 
     def _array(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         try:
-            return np.asarray(self._group[name][rows])  # type: ignore[index]
+            if name not in self._arrays:
+                self._arrays[name] = self._group[name]
+            return np.asarray(self._arrays[name][rows])
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
                 f"{self.path}: {name} is damaged: medprobe verify names the blocks, the embed command makes them again"
