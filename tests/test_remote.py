@@ -42,11 +42,9 @@ def server() -> Iterator[S3]:
         for name, value in server.variables.items():
             patch.setenv(name, value)
         patch.setattr(remote, "_FIRST_WAIT", 0.01)
-        for cached in (remote.bucket, remote._client):
-            cached.cache_clear()
+        remote._client.cache_clear()
         yield server
-        for cached in (remote.bucket, remote._client):
-            cached.cache_clear()
+        remote._client.cache_clear()
     server.close()
 
 
@@ -144,7 +142,10 @@ def test_a_table_of_urls_and_one_below_a_root(s3, images, there, local, tmp_path
     s3.put(f"{there}/table.csv", (tmp_path / "relative.csv").read_bytes())
     table.to_parquet(tmp_path / "t.parquet")
     s3.put(f"{there}/table.parquet", (tmp_path / "t.parquet").read_bytes())
+    mixed = [f"{there}/{name}" if i % 2 else str(images / name) for i, name in enumerate(names)]
+    table.assign(path=mixed, id=names).to_csv(tmp_path / "mixed.csv", index=False)
     stores = [
+        run(tmp_path / "mixed.csv", tmp_path / "0"),
         run(tmp_path / "relative.csv", tmp_path / "1", root=there),
         run(tmp_path / "urls.csv", tmp_path / "2"),
         run(f"{there}/table.csv", tmp_path / "3"),
@@ -154,7 +155,20 @@ def test_a_table_of_urls_and_one_below_a_root(s3, images, there, local, tmp_path
     for store in stores:
         np.testing.assert_array_equal(store.features(), local.features())
         assert list(store.samples["label"]) == labels
-    assert medprobe.embed(tmp_path / "urls.csv", [encoder()], tmp_path / "2", workers=0)[0].embedded == 0
+    for table, out in (("mixed.csv", "0"), ("urls.csv", "2")):
+        assert medprobe.embed(tmp_path / table, [encoder()], tmp_path / out, workers=0)[0].embedded == 0
+
+
+def test_masks_and_frames_are_downloaded_too(s3, images, there, tmp_path):
+    mask = np.zeros((16, 20), np.uint8)
+    mask[2:9, 3:11] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    s3.put(f"{there}/m.png", (tmp_path / "m.png").read_bytes())
+    (tmp_path / "t.csv").write_text("path,mask\na/00.png,m.png\nb/01.png,none.png\n")
+    s3.faults.add(RESET, "GET", r"/m\.png")
+    store = run(tmp_path / "t.csv", tmp_path / "out", root=there, mask_col="mask", max_failures=1)
+    assert store.appearance()[0][:2].tolist() == [7, 8]
+    assert store.failures["reason"].tolist() == ["mask: missing"]
 
 
 @pytest.mark.parametrize(("what", "method"), [(REFUSE, ".*"), (RESET, ".*"), (LOSE, "PUT|POST|DELETE"), (CUT, "GET")])

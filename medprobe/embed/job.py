@@ -97,7 +97,7 @@ def prepare(
         store = FeatureStore(path, partial=True)
         _check_same(store, manifest, provenance, precision, device, dtype)
         try:
-            replaced = (update or not store.has_samples) and replace_samples(store, manifest.samples, _roles(manifest))
+            replaced = update and replace_samples(store, manifest.samples, _roles(manifest))
         except OSError as error:
             raise DataError(f"{path}: its table of samples could not be written: {error.strerror or error}") from error
         if replaced:
