@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -130,11 +130,10 @@ def _objects(root: Url) -> tuple[list[str], Counter[str], int, dict[str, Stamp]]
     from medprobe.remote import bucket
 
     there = bucket(root)
-    entries = {
-        name: entry
-        for name, entry in there.list()
-        if entry.size and not any(part.startswith(".") for part in name.split("/"))
-    }
+    entries = {name: entry for name, entry in there.list() if not any(part[:1] == "." for part in name.split("/"))}
+    folders = {"", *(parent.as_posix() for name in entries for parent in PurePosixPath(name).parents)}
+    for name in folders & entries.keys():  # an empty object that stands for a folder
+        del entries[name]
     unsure = [name for name in entries if not _is_image_name(name)]
     said = dict(zip(unsure, there.map(lambda name: is_dicom_file(below(root, name)), unsure), strict=True))
     left_out = Counter(Path(name).suffix.lower() or "no suffix" for name, is_dicom in said.items() if not is_dicom)

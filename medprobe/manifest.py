@@ -12,7 +12,7 @@ import pandas as pd
 
 from medprobe.errors import DataError, UsageError
 from medprobe.images.sources import ArrayImages, Box, FileImages, ImageSource, Rearranged
-from medprobe.storage import AnyPlace, Place, Url, below, is_url, located
+from medprobe.storage import AnyPlace, Place, Url, below, located, shown
 from medprobe.tables import IDENTIFYING_COLUMNS, as_text, leaves_folder, marks_of, read_table, texts, typed
 
 PATH_COLUMNS = ("path", "file", "filepath", "file_path", "filename", "file_name", "image", "image_path")
@@ -144,7 +144,8 @@ def read_manifest(
     if isinstance(path, Url) and dataset not in {None, "none"}:
         raise UsageError(f"--dataset {dataset}: goes with a folder of this machine")
     if not path.exists() and dataset in {None, "none"}:
-        raise DataError(f"{path}: no such file or folder")
+        hint = " (a web server lists no folders: give a table)" if isinstance(path, Url) and path.is_read_only else ""
+        raise DataError(f"{path}: no such file or folder{hint}")
     slicing = Slicing.parse(slice_axis, slices)
     if volumes not in {None, SERIES}:
         raise UsageError(f"--volumes {volumes}: {SERIES}; NIfTI files and three-dimensional arrays always are volumes")
@@ -312,7 +313,7 @@ def _from_table(
                 f"{outside[0] + 1}); write absolute paths, or put the table above its files"
             )
     boxes, masks = _boxes(path, table, box_cols), _masks(path, root, table, mask_col)
-    ids = table["id"].map(as_text) if "id" in table.columns else paths.map(_shown)
+    ids = table["id"].map(as_text) if "id" in table.columns else paths.map(shown)
     if boxes is not None and "id" not in table.columns:
         ids = ids + ["@" + ",".join(map(str, box)) for box in boxes]
     if ids.isna().any():
@@ -336,11 +337,6 @@ def _from_table(
         )
     files = [below(root, p) for p in paths]
     return Manifest(samples, FileImages(files, boxes=boxes, masks=masks), Roles(), tuple(notes))
-
-
-def _shown(path: str) -> str:
-    """Return a path, or a URL without what lets one read it."""
-    return str(located(path)) if is_url(path) else path
 
 
 def _boxes(path: Place, table: pd.DataFrame, columns: Sequence[str]) -> list[Box] | None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.2, 20.0  # seconds before a second try, and befor
 _BATCH = 1000  # objects of an answer to a listing
 _SERVERS = 256  # whose connections are kept
 # All tries of one request together may take minutes; one that is stuck must not.
+_LOCK = threading.Lock()
 _TIMEOUTS = {
     "connect_timeout": timedelta(seconds=10),
     "read_timeout": timedelta(seconds=60),
@@ -308,7 +310,6 @@ class Bucket:
         )
 
 
-@lru_cache(_SERVERS)
 def bucket(url: Url) -> Bucket:
     """Return the objects below a URL; those of one server share their connections.
 
@@ -316,7 +317,8 @@ def bucket(url: Url) -> Bucket:
         UsageError: The package for it is not installed, or the environment lacks what it needs.
 
     """
-    return Bucket(url)
+    with _LOCK:  # of several threads that ask for the same one, the first makes it
+        return Bucket(url)
 
 
 @lru_cache(_SERVERS)

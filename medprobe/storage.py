@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from medprobe.errors import UsageError
 
@@ -168,13 +168,16 @@ def below(folder: Place, name: str) -> str:
     return (folder / str(PurePosixPath(name))).given
 
 
-def _with_key(url: Url, key: str) -> str:
-    root, _, query = url.root.partition("?") if url.is_read_only else (url.root, "", "")
-    if url.is_read_only:
-        from urllib.parse import quote
+def shown(path: str) -> str:
+    """Return a path as it is, or a URL without what lets one read it."""
+    return str(located(path)) if is_url(path) else path
 
-        key = quote(key)
-    return f"{root}/{key}" + (f"?{query}" if query else "")
+
+def _with_key(url: Url, key: str) -> str:
+    if not url.is_read_only:
+        return f"{url.root}/{key}"
+    root, mark, query = url.root.partition("?")
+    return f"{root}/{quote(key)}{mark}{query}"
 
 
 class Storage(Protocol):

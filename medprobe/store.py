@@ -8,7 +8,7 @@ to write another reader.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class FeatureStore:
         self.path: Place = whereabouts(located(path))
         self.partial = partial
         self._storage = storage_at(self.path)
+        self._arrays: dict[str, Any] = {}  # those that have been opened: a request each, at a URL
         try:
             self._group = zarr.open_group(self._storage.zarr(), mode="r", zarr_format=3)
         except (OSError, ValueError, KeyError) as error:
@@ -216,10 +217,13 @@ class FeatureStore:
                 found[place] = packed[wanted[place] - span.start].tobytes().rstrip(b"\0") or None
         return found
 
-    def sources(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return digests, uint8 (rows, 16), and stamps, int64 (rows, 2), of a committed block's images, failed ones too."""
-        rows = self.plan.block(index)
-        return self._array(DIGEST_ARRAY, rows), self._array(STAMP_ARRAY, rows)
+    def sources(self, indices: Iterable[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield digests, uint8 (rows, 16), and stamps, int64 (rows, 2), of committed blocks' images, failed ones too."""
+
+        def of(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+            return self._array(DIGEST_ARRAY, rows), self._array(STAMP_ARRAY, rows)
+
+        return self._storage.map(of, map(self.plan.block, indices))
 
     def block_arrays(self, index: int) -> dict[str, np.ndarray]:
         """Return a committed block of every one of ``array_names``, as it is stored."""
@@ -281,7 +285,9 @@ class FeatureStore:
     def _array(self, name: str, rows: slice | None = None) -> np.ndarray:
         rows = rows or slice(0, self.plan.rows)  # a longer store that has taken this one's place begins with its rows
         try:
-            return np.asarray(self._group[name][rows])  # type: ignore[index]
+            if name not in self._arrays:
+                self._arrays[name] = self._group[name]
+            return np.asarray(self._arrays[name][rows])
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
                 f"{self.path}: {name} is damaged: medprobe verify names the blocks, the embed command makes them again"

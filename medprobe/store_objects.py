@@ -82,8 +82,8 @@ def write_block(
     objects = _chunks(plan, index, arrays)
     chunks = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in objects.items()}
     commit = Commit(index, plan.digest, chunks, tuple(failures), dict(made_with))
-    files = {chunk_key(name, index): data for name, data in objects.items()}
     record = commit_key(index)
+    files = {chunk_key(name, index): data for name, data in objects.items()}
     there = bucket(url)
     for attempt in range(_ROUNDS):
         if attempt:
@@ -91,7 +91,8 @@ def write_block(
         there.delete([record])
         tags = _put_all(there, files)
         tags[record] = there.put(record, commit.dumped())
-        if _tags(there, tags) == tags:
+        other = [key for key, tag in _tags(there, tags).items() if tag != tags[key]]
+        if all(_is_at(there, key, files[key] if key in files else commit.dumped()) for key in other):
             return commit
     raise DataError(
         f"{url}: block {index} was changed by another process whenever it had been written; is the same command at work "
@@ -144,6 +145,13 @@ def _written(write: Callable[[MemoryStore], None]) -> dict[str, bytes]:
     objects: dict[str, Any] = {}
     write(MemoryStore(objects))
     return {key: buffer.to_bytes() for key, buffer in objects.items()}
+
+
+def _is_at(there: Bucket, key: str, data: bytes) -> bool:
+    try:
+        return there.get(key) == data
+    except FileNotFoundError:
+        return False
 
 
 def _put_all(there: Bucket, objects: Mapping[str, bytes]) -> dict[str, str]:

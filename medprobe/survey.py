@@ -15,7 +15,7 @@ from medprobe.images.decode import Decoder, chunks, default_workers
 from medprobe.images.geometry import Geometry
 from medprobe.images.window import parse_window
 from medprobe.manifest import SPLIT_NAMES, Manifest, read_manifest
-from medprobe.storage import AnyPlace, located
+from medprobe.storage import AnyPlace, located, shown
 
 # Attributes of DICOM files that say whether a picture may show a name.
 _SAFETY = ("BurnedInAnnotation", "PatientIdentityRemoved")
@@ -199,7 +199,7 @@ def _images(
     return pd.DataFrame(
         {
             "id": manifest.samples["id"],
-            "path": list(paths),
+            "path": [shown(path) for path in paths],
             "frame": pd.array(list(frames), dtype="Int64"),
             "height": sizes[:, 0],
             "width": sizes[:, 1],

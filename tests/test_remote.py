@@ -6,8 +6,6 @@ import contextlib
 import functools
 import http.server
 import json
-import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,9 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import obstore
 import pandas as pd
 import pytest
 from PIL import Image
+from remote_helpers import CUT, LOSE, REFUSE, RESET, S3
 from typer.testing import CliRunner
 
 import medprobe
@@ -31,7 +31,6 @@ from medprobe.remote import RemoteError, bucket
 from medprobe.storage import Url, located
 from medprobe.store import FeatureStore, open_store
 from medprobe.testing import FakeEncoder
-from remote_helpers import CUT, LOSE, REFUSE, RESET, S3
 
 N, BLOCK = 18, 5  # the last block is partly filled
 
@@ -43,11 +42,9 @@ def server() -> Iterator[S3]:
         for name, value in server.variables.items():
             patch.setenv(name, value)
         patch.setattr(remote, "_FIRST_WAIT", 0.01)
-        for cached in (remote.bucket, remote._client):
-            cached.cache_clear()
+        remote._client.cache_clear()
         yield server
-        for cached in (remote.bucket, remote._client):
-            cached.cache_clear()
+        remote._client.cache_clear()
     server.close()
 
 
@@ -145,7 +142,10 @@ def test_a_table_of_urls_and_one_below_a_root(s3, images, there, local, tmp_path
     s3.put(f"{there}/table.csv", (tmp_path / "relative.csv").read_bytes())
     table.to_parquet(tmp_path / "t.parquet")
     s3.put(f"{there}/table.parquet", (tmp_path / "t.parquet").read_bytes())
+    mixed = [f"{there}/{name}" if i % 2 else str(images / name) for i, name in enumerate(names)]
+    table.assign(path=mixed, id=names).to_csv(tmp_path / "mixed.csv", index=False)
     stores = [
+        run(tmp_path / "mixed.csv", tmp_path / "0"),
         run(tmp_path / "relative.csv", tmp_path / "1", root=there),
         run(tmp_path / "urls.csv", tmp_path / "2"),
         run(f"{there}/table.csv", tmp_path / "3"),
@@ -155,7 +155,20 @@ def test_a_table_of_urls_and_one_below_a_root(s3, images, there, local, tmp_path
     for store in stores:
         np.testing.assert_array_equal(store.features(), local.features())
         assert list(store.samples["label"]) == labels
-    assert medprobe.embed(tmp_path / "urls.csv", [encoder()], tmp_path / "2", workers=0)[0].embedded == 0
+    for table, out in (("mixed.csv", "0"), ("urls.csv", "2")):
+        assert medprobe.embed(tmp_path / table, [encoder()], tmp_path / out, workers=0)[0].embedded == 0
+
+
+def test_masks_and_frames_are_downloaded_too(s3, images, there, tmp_path):
+    mask = np.zeros((16, 20), np.uint8)
+    mask[2:9, 3:11] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    s3.put(f"{there}/m.png", (tmp_path / "m.png").read_bytes())
+    (tmp_path / "t.csv").write_text("path,mask\na/00.png,m.png\nb/01.png,none.png\n")
+    s3.faults.add(RESET, "GET", r"/m\.png")
+    store = run(tmp_path / "t.csv", tmp_path / "out", root=there, mask_col="mask", max_failures=1)
+    assert store.appearance()[0][:2].tolist() == [7, 8]
+    assert store.failures["reason"].tolist() == ["mask: missing"]
 
 
 @pytest.mark.parametrize(("what", "method"), [(REFUSE, ".*"), (RESET, ".*"), (LOSE, "PUT|POST|DELETE"), (CUT, "GET")])
@@ -243,26 +256,28 @@ def damaged(data: bytes) -> bytes:
     return bytes([*data[: len(data) // 2], data[len(data) // 2] ^ 4, *data[len(data) // 2 + 1 :]])
 
 
-@pytest.mark.parametrize("name", ["features/cls/c/1/0", "sources/digest/c/3/0", "commits/1.json"])
-def test_damage_is_found_and_mended(s3, images, local, name):
+def test_damage_is_found_and_mended(s3, images, local):
     out = s3.bucket()
     url = f"{out}/fake--tiny.zarr"
     run(images, out)
-    good = bucket(Url(url)).get(name)
-    for wrong in (damaged(good), good[:-3], b"", None):
-        if wrong is None:
-            s3.delete(f"{url}/{name}")
-        else:
-            s3.put(f"{url}/{name}", wrong)
-        problems = list(open_store(url).verify())
-        if name.startswith("commits") and wrong == damaged(good) and not problems:
-            continue  # the flipped bit is in a part of the record that decides nothing
-        assert len(problems) == 1
-        assert problems[0].startswith(f"block {3 if 'digest' in name else 1}")
-        if "features" in name:
-            with pytest.raises(DataError, match="damaged|still to be made"):
-                open_store(url).features("cls")
-        assert tree(run(images, out).path) == tree(local.path)
+    there = bucket(Url(url))
+    flipped = {"features/cls/c/0/0": "block 0: features/cls: chunk file has changed (SHA-256 differs)"}
+    torn = {"features/mean/c/1/0": "block 1: features/mean: chunk file has 83 bytes instead of 84"}
+    emptied = {"commits/2.json": "block 2: not complete (no valid commit record)"}
+    missing = {"sources/digest/c/3/0": "block 3: sources/digest: chunk file is missing"}
+    for key in flipped:
+        s3.put(f"{url}/{key}", damaged(there.get(key)))
+    for key in torn:
+        s3.put(f"{url}/{key}", there.get(key)[:-1])
+    for key in emptied:
+        s3.put(f"{url}/{key}", b"")
+    for key in missing:
+        s3.delete(f"{url}/{key}")
+    assert list(open_store(url).verify()) == [*flipped.values(), *torn.values(), *emptied.values(), *missing.values()]
+    assert set(open_store(url, partial=True).commits) == {0}  # by the sizes of its objects
+    with pytest.raises(DataError, match="features/cls is damaged"):
+        open_store(url, partial=True).features("cls")
+    assert tree(run(images, out).path) == tree(local.path)
 
 
 def rewrite(store: FeatureStore, index: int, shift: float) -> None:
@@ -334,6 +349,19 @@ def test_another_plan_does_not_touch_a_store_that_is_there(s3, images):
     assert list(open_store(f"{out}/fake--tiny.zarr").verify()) == []
 
 
+def test_of_two_plans_at_once_the_first_one_stays(s3, images, local, monkeypatch):
+    out = s3.bucket()
+    before = tree(run(images, out).path)
+    for module in ("job", "run"):  # as if the other had been made since they looked
+        monkeypatch.setattr(f"medprobe.embed.{module}.is_store_at", lambda path: False)
+    with pytest.raises(DataError, match="weights_sha256"):
+        run(images, out, encoder(seed=1))
+    assert tree(f"{out}/fake--tiny.zarr") == before
+    monkeypatch.setattr(remote.Bucket, "put_new", remote.Bucket.put)  # without the condition
+    run(images, out, encoder(seed=1))
+    assert tree(f"{out}/fake--tiny.zarr") != before
+
+
 def test_images_that_cannot_be_had_are_failures_with_a_reason(s3, there, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "TRIES", 2)
     s3.put(f"{there}/a/04.png", b"")
@@ -374,7 +402,7 @@ def test_a_server_that_is_away_says_nothing_of_the_images(s3, there, tmp_path, m
     run(tmp_path / "t.csv", tmp_path / "out", root=there)
     monkeypatch.setattr(remote, "TRIES", 2)
     s3.faults.add(REFUSE, "HEAD", "00.png", times=100)
-    with pytest.raises(RemoteError, match="00.png: could not be read in 2 tries"):
+    with pytest.raises(RemoteError, match=r"00\.png: could not be read in 2 tries"):
         run(tmp_path / "t.csv", tmp_path / "out", root=there)
 
 
@@ -548,6 +576,43 @@ def test_memory_and_file_urls(images, local):
     assert tree(run(images, "memory://a/stores").path) == tree(local.path)
     assert located(local.path.as_uri()) == local.path
     np.testing.assert_array_equal(open_store(local.path.as_uri()).features(), local.features())
+
+
+def test_dicom_files_are_found_and_read(s3, tmp_path):
+    pytest.importorskip("pydicom")
+    from pydicom.data import get_testdata_file
+
+    file = Path(get_testdata_file("CT_small.dcm")).read_bytes()
+    out = s3.bucket()
+    for key, data in (("a/1.dcm", file), ("a/2", file), ("a/3.45", file), ("a/notes", b"x" * 200), ("a/", b"")):
+        s3.put(f"{out}/scans/{key}", data)
+    manifest = read_manifest(f"{out}/scans", keep_ids=True)
+    assert list(manifest.samples["id"]) == ["a/1.dcm", "a/2", "a/3.45"]
+    assert set(manifest.samples["patient"]) == {"1CT1"}
+    assert any("1 files are no images by their names" in note for note in manifest.notes)
+    store = run(manifest, tmp_path)
+    assert len(store.samples) == 3
+
+
+def test_a_long_listing_goes_on_where_it_broke_off(s3, monkeypatch):
+    out = Url(s3.bucket())
+    monkeypatch.setattr(remote, "_BATCH", 2)
+    names = [f"{i}.txt" for i in range(7)]
+    for name in names:
+        bucket(out).put(name, b"")
+    real, starts = obstore.list, []
+
+    def breaks_off(store, prefix, *, offset, chunk_size):
+        starts.append(offset)
+        pages = real(store, prefix, offset=offset, chunk_size=chunk_size)
+        yield next(pages)
+        if len(starts) <= 2:
+            raise obstore.exceptions.GenericError("HTTP error: error sending request")
+        yield from pages
+
+    monkeypatch.setattr(obstore, "list", breaks_off)
+    assert [key for key, _ in bucket(out).list()] == names
+    assert starts == [None, "1.txt", "3.txt"]
 
 
 def test_names_of_objects_are_taken_as_they_are(s3, images, tmp_path):

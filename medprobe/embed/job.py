@@ -131,7 +131,7 @@ def prepare(
             base, store = path, _draft(store, manifest, path, extend_in)
         bases = [] if base is None else bases_of(base, store.plan, manifest.samples["id"])
         try:
-            replaced = (update or not store.has_samples) and replace_samples(store, manifest.samples, _roles(manifest))
+            replaced = update and replace_samples(store, manifest.samples, _roles(manifest))
         except OSError as error:
             raise DataError(f"{path}: its table of samples could not be written: {error.strerror or error}") from error
         if replaced:

@@ -39,9 +39,10 @@ def blocks_to_do(
         log.warning("%s: %d damaged blocks are made again", store.path.name, len(damaged))
     to_do = {*filter(mine, store.missing_blocks), *damaged}
     changed: list[int] = []
-    for index in filter(mine, sorted(store.commits.keys() - to_do)):
+    finished = [*filter(mine, sorted(store.commits.keys() - to_do))]
+    for index, (digests, stamps) in zip(finished, store.sources(finished), strict=True):
         failed = {failure.row for failure in store.commits[index].failures}
-        differing = _changed_rows(store, index, images, check_digest)
+        differing = _changed_rows(store.plan.block(index), digests, stamps, images, check_digest)
         if failed.intersection(differing):
             to_do.add(index)
         changed += [row for row in differing if row not in failed]
@@ -54,9 +55,9 @@ def blocks_to_do(
     return sorted(to_do)
 
 
-def _changed_rows(store: FeatureStore, index: int, images: ImageSource, check_digest: bool) -> list[int]:
-    digests, stamps = store.sources(index)
-    rows = store.plan.block(index)
+def _changed_rows(
+    rows: slice, digests: np.ndarray, stamps: np.ndarray, images: ImageSource, check_digest: bool
+) -> list[int]:
     known = dict(zip(range(rows.start, rows.stop), digests, strict=True))
     now = [None] * len(known) if check_digest else stamps_of(images, range(rows.start, rows.stop))
     doubtful = [row for row, was, at in zip(known, stamps, now, strict=True) if at != tuple(was)]

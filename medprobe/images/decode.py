@@ -115,7 +115,8 @@ def reading(
     payloads: Sequence[Payload],
 ) -> Iterator[tuple[Callable[[str], bytes], Callable[[], Sequence[Stamp | None]]]]:
     """Give what reads the files of some payloads, and what then tells their stamps; downloads begin at once, together."""
-    if not any(is_url(payload.path if isinstance(payload, Part) else payload) for payload in payloads):
+    files = (path for p in payloads for path in ((p.path, p.mask) if isinstance(p, Part) else (p,)))
+    if not any(map(is_url, files)):
         yield read_source, lambda: [None] * len(payloads)
         return
     from medprobe.images.download import Downloads
@@ -167,7 +168,7 @@ def opened(payload: Payload, read: Callable[[str], bytes] = read_source) -> tupl
     source, box = read(payload.path), payload.box
     if payload.mask is not None:
         try:
-            box = mask_box(read_source(payload.mask))
+            box = mask_box(read(payload.mask))
         except ImageError as error:
             raise ImageError(f"mask: {error.reason}") from None
     return source, Region(payload.frame, box)

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO
 
 from medprobe.errors import DataError
-from medprobe.images.raster import MAX_BYTES, ImageError, UnreachableError
+from medprobe.images.raster import MAX_BYTES, ImageError, UnreachableError, read_source
 from medprobe.images.sources import UNKNOWN, Part, Payload, Stamp
 from medprobe.remote import Entry, RefusedError, RemoteError, bucket
 from medprobe.storage import Url, is_url
@@ -26,9 +26,10 @@ class Downloads:
     """
 
     def __init__(self, payloads: Sequence[Payload]) -> None:
-        self._urls = [_url(payload) for payload in payloads]
+        self._paths = [payload.path if isinstance(payload, Part) else payload for payload in payloads]
+        masks = [payload.mask for payload in payloads if isinstance(payload, Part)]
         self._pool = ThreadPoolExecutor(AT_ONCE)
-        wanted = dict.fromkeys(url for url in self._urls if url)
+        wanted = dict.fromkeys(path for path in (*self._paths, *masks) if isinstance(path, str) and is_url(path))
         self._coming: dict[str, Future[tuple[bytes, Stamp]]] = {url: self._pool.submit(_fetch, url) for url in wanted}
 
     def __enter__(self) -> Downloads:
@@ -37,18 +38,18 @@ class Downloads:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def read(self, url: str) -> bytes:
-        """Return the bytes of an image.
+    def read(self, path: str) -> bytes:
+        """Return the bytes of an image; a file's as :func:`~medprobe.images.raster.read_source` does.
 
         Raises:
             ImageError: Its server does not give it.
 
         """
-        return self._coming[url].result()[0]
+        return self._coming[path].result()[0] if path in self._coming else read_source(path)
 
     def stamps(self) -> list[Stamp | None]:
         """Return, of each payload, what its server has said of the image that was downloaded; None for one without a URL."""
-        return [self._stamp(url) if url else None for url in self._urls]
+        return [self._stamp(path) if isinstance(path, str) and path in self._coming else None for path in self._paths]
 
     def _stamp(self, url: str) -> Stamp:
         # Of an image that did not come nothing is known: the next run looks again.
@@ -104,11 +105,6 @@ def stamp(entry: Entry) -> Stamp:
     if not entry.tag:
         return entry.size, entry.time
     return entry.size, int.from_bytes(hashlib.blake2b(entry.tag.encode(), digest_size=8).digest()) >> 1
-
-
-def _url(payload: Payload) -> str:
-    path = payload.path if isinstance(payload, Part) else payload
-    return path if isinstance(path, str) and is_url(path) else ""
 
 
 def _fetch(url: str) -> tuple[bytes, Stamp]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from medprobe.images.sources import UNKNOWN, ArrayImages, ArrayVolume, Slice, Volume, file_stamp
+from medprobe.images.sources import UNKNOWN, ArrayImages, ArrayVolume, Slice, Stamp, Volume, file_stamp
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,11 @@ class FileSlices:
         """Return which slice of which volume a row is."""
         return Slice(self.volumes[self.of[row]], int(self.index[row]))
 
-    def stamp(self, row: int) -> tuple[int, int]:
+    def file(self, row: int) -> str:
+        """Return the file of a row; of an assembled series the first one."""
+        return self._files(row)[0]
+
+    def stamp(self, row: int) -> Stamp:
         """Return size and time of change of the volume's file, or of the slice's own; of an assembled series of all."""
         stamps = [file_stamp(file) for file in self._files(row)]
         return UNKNOWN if UNKNOWN in stamps else (sum(size for size, _ in stamps), max(time for _, time in stamps))
@@ -48,7 +52,7 @@ class FileSlices:
     @property
     def paths(self) -> list[str]:
         """The file of each row; of an assembled series the first one."""
-        return [self._files(row)[0] for row in range(len(self))]
+        return [self.file(row) for row in range(len(self))]
 
     def _files(self, row: int) -> tuple[str, ...]:
         volume = self.volumes[self.of[row]]
@@ -76,7 +80,11 @@ class ArraySlices:
             self._last = number, ArrayVolume(voxels)
         return Slice(self._last[1], int(self.index[row]))
 
-    def stamp(self, row: int) -> tuple[int, int]:
+    def file(self, row: int) -> str:
+        """Return the file, the same for every row."""
+        return self.images.file(row)
+
+    def stamp(self, row: int) -> Stamp:
         """Return size and time of change of the whole file."""
         return self.images.stamp(row)
 

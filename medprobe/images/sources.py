@@ -26,9 +26,8 @@ NATIVE = "native"  # the axis along which a volume is stored
 
 _MOST_CHANNELS = 4  # of an image; a longer last axis is the width of a volume
 
-Stamp = tuple[
-    int, int
-]  # what tells a file from a changed one: size in bytes, and time of change in nanoseconds or the like
+# What tells a file from a changed one: its size in bytes, and the time of its change in nanoseconds; see images/download.py.
+Stamp = tuple[int, int]
 UNKNOWN: Stamp = (-1, -1)  # of a file that is not there
 
 Box = tuple[int, int, int, int]  # left, top, width and height, in pixels of the upright image
@@ -111,8 +110,12 @@ class ImageSource(Protocol):
         """Return the path of an image, part of a file, or an array (H, W), (H, W, 1) or (H, W, 3)."""
         ...
 
-    def stamp(self, row: int) -> tuple[int, int]:
-        """Return size in bytes and time of change in nanoseconds, (-1, -1) for a missing file."""
+    def stamp(self, row: int) -> Stamp:
+        """Return size in bytes and time of change in nanoseconds, ``UNKNOWN`` for a missing file."""
+        ...
+
+    def file(self, row: int) -> str:
+        """Return the file that a row is in, or the first of several."""
         ...
 
     def head(self, limit: int) -> ImageSource:
@@ -151,7 +154,11 @@ class FileImages:
         part = Part(self.paths[row], _at(self.frames, row), _at(self.boxes, row), _at(self.masks, row))
         return part if part != Part(part.path) else part.path
 
-    def stamp(self, row: int) -> tuple[int, int]:
+    def file(self, row: int) -> str:
+        """Return the file of a row."""
+        return self.paths[row]
+
+    def stamp(self, row: int) -> Stamp:
         """Return size and time of change of the file."""
         return file_stamp(self.paths[row]) if self.listed is None else self.listed[row]
 
@@ -222,7 +229,7 @@ def file_stamp(path: str) -> Stamp:
 
 def stamps_of(images: ImageSource, rows: Sequence[int]) -> list[Stamp]:
     """Return the stamps of some rows; servers are asked for several at once."""
-    if not any(is_url(path) for path in getattr(images, "paths", ())[:1]) or getattr(images, "listed", None):
+    if not any(is_url(images.file(row)) for row in rows):
         return [images.stamp(row) for row in rows]
     from concurrent.futures import ThreadPoolExecutor
 
@@ -317,7 +324,11 @@ class ArrayImages:
             row -= count
         raise IndexError(row)
 
-    def stamp(self, row: int) -> tuple[int, int]:
+    def file(self, row: int) -> str:
+        """Return the file, the same for every row."""
+        return str(self.path)
+
+    def stamp(self, row: int) -> Stamp:
         """Return size and time of change of the whole file, the same for every row."""
         return self._stamp
 
