@@ -126,7 +126,7 @@ class FileImages:
         paths: The file of each image.
         frames: The number of each one's frame, None for a file of one picture.
         boxes: What is cut out of each.
-        masks: A file for each whose pixels above zero are enclosed by what is cut out.
+        masks: A file for each; what is cut out encloses its pixels above its lowest value.
 
     """
 
