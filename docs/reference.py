@@ -80,7 +80,7 @@ def _commands() -> str:
 def _command(name: str, command: Any) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
-    usage = [p.metavar if p.required else f"[{p.metavar}]" for p in arguments]
+    usage = [_metavar(p) if p.required else f"[{_metavar(p)}]" for p in arguments]
     usage += [f"{p.opts[-1]} {p.name.upper()}" for p in options if p.required]
     parts = [f"# medprobe {name}\n\n{_help(command)}\n\n    medprobe {name} {' '.join(usage)} [OPTIONS]\n"]
     panels: dict[str, list[str]] = {}
@@ -89,13 +89,17 @@ def _command(name: str, command: Any) -> str:
             raise ValueError(f"medprobe {name}: {parameter.name} has no help")
         argument = parameter in arguments
         panel = parameter.rich_help_panel or ("Arguments" if argument else "Options")
-        named = f"`{parameter.metavar}`" if argument else _flags(parameter)
+        named = f"`{_metavar(parameter)}`" if argument else _flags(parameter)
         panels.setdefault(panel, []).append(f"| {named} | {_cell(parameter.help)}{_default(parameter)} |")
     for panel, rows in panels.items():
         parts.append(f"## {panel}\n\n| | |\n|---|---|\n" + "\n".join(rows) + "\n")
     if name in _SEE:
         parts.append(f"More: {', '.join(f'[{_title(page)}](../{page})' for page in _SEE[name])}.\n")
     return "\n".join(parts)
+
+
+def _metavar(argument: Any) -> str:
+    return str(argument.metavar or argument.name.upper())
 
 
 def _flags(option: Any) -> str:
