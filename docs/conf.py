@@ -10,7 +10,7 @@ from sphinx.application import Sphinx
 
 project = "medprobe"
 author = "The medprobe developers"
-copyright = author  # noqa: A001
+copyright = author
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

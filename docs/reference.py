@@ -72,7 +72,8 @@ def _commands() -> str:
     rows = "\n".join(f"| [`{name}`]({_slug(name)}.md) | {_cell(_help(command))} |" for name, command in commands())
     listed = "\n".join(_slug(name) for name, _ in commands())
     return (
-        "# Commands\n\nWhat `--help` of each says, written by `python docs/reference.py`.\n\n| | |\n|---|---|\n"
+        "# Commands\n\n![What medprobe --help shows](../images/help.svg)\n\n"
+        "What `--help` of each says, written by `python docs/reference.py`:\n\n| | |\n|---|---|\n"
         f"{rows}\n\n{app.info.epilog}\n\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
     )
 
@@ -130,7 +131,10 @@ def _title(page: str) -> str:
 def _datasets() -> str:
     parts = []
     for dataset in DATASETS.values():
-        facts = [("name here", f"`{dataset.name}`"), *((words, _cell(getattr(dataset, fact))) for fact, words in _FACTS.items())]
+        facts = [
+            ("name here", f"`{dataset.name}`"),
+            *((words, _cell(getattr(dataset, fact))) for fact, words in _FACTS.items()),
+        ]
         rows = "\n".join(f"| {words} | {text} |" for words, text in facts if text)
         parts.append(f"## {dataset.title}\n\n| | |\n|---|---|\n{rows}\n")
     return "\n".join(parts)

@@ -12,7 +12,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 # Before the word medprobe: a prompt of a scheduler, variables, python -m.
-_CALL = re.compile(r"^\s*(?:[A-Z_]+=\S+ |srun |.* -m |.*-c, \")?medprobe ([a-z].*)$")
+_CALL = re.compile(r"^\s*(?:[A-Z_]+=\S+ |srun |.* && |.* -m |.*-c, \")?medprobe ([a-z].*)$")
 
 
 def page(name: str) -> str:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import typer
 from conftest import make_store
-from docs_helpers import DOCS, PAGES, ROOT, code, commands, page, programs
+from docs_helpers import DOCS, PAGES, commands, page, programs
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -47,12 +45,30 @@ def cli(tmp_path, monkeypatch):
 
 def test_the_site_is_built_without_a_warning_and_asks_for_nothing(tmp_path):
     sphinx = pytest.importorskip("sphinx.cmd.build", reason="needs Sphinx: pip install 'medprobe[docs]'")
-    assert sphinx.main(["-q", "-W", "--keep-going", "-E", "-b", "html", "-d", str(tmp_path / "trees"), str(DOCS), str(tmp_path / "site")]) == 0
+    assert (
+        sphinx.main(
+            [
+                "-q",
+                "-W",
+                "--keep-going",
+                "-E",
+                "-b",
+                "html",
+                "-d",
+                str(tmp_path / "trees"),
+                str(DOCS),
+                str(tmp_path / "site"),
+            ]
+        )
+        == 0
+    )
     site = tmp_path / "site"
     assert {path.relative_to(DOCS).with_suffix(".html") for path in DOCS.rglob("*.md")} <= {
         path.relative_to(site) for path in site.rglob("*.html")
     }
-    loaded = re.compile(r"<(?:script|link|img|iframe|source|object)\b[^>]*?\b(?:src|href|data)=[\"'](?:https?:)?//[^>]*>", re.I)
+    loaded = re.compile(
+        r"<(?:script|link|img|iframe|source|object)\b[^>]*?\b(?:src|href|data)=[\"'](?:https?:)?//[^>]*>", re.I
+    )
     for path in site.rglob("*.html"):
         assert not loaded.findall(path.read_text(encoding="utf-8")), path
     for path in site.rglob("*.css"):
@@ -71,12 +87,20 @@ def test_every_command_has_a_page_that_names_all_of_its_flags(reference):
     for name, command in reference["commands"]():
         text = page(f"commands/{name.replace(' ', '-')}.md")
         assert f"({name.replace(' ', '-')}.md)" in page("commands/index.md")
-        missing = [flag for p in command.params if p.name != "help" for flag in p.opts if f"`{flag}`" not in text and flag[0] == "-"]
+        missing = [
+            flag
+            for p in command.params
+            if p.name != "help"
+            for flag in p.opts
+            if f"`{flag}`" not in text and flag[0] == "-"
+        ]
         assert not missing
 
 
 def test_every_flag_that_a_page_names_exists(reference):
-    known = {flag for _, command in reference["commands"]() for p in command.params for flag in (*p.opts, *p.secondary_opts)}
+    known = {
+        flag for _, command in reference["commands"]() for p in command.params for flag in (*p.opts, *p.secondary_opts)
+    }
     known |= FOREIGN | {"--version", "--quiet"}
     for path in PAGES:
         named = set(FLAG.findall(path.read_text(encoding="utf-8")))

@@ -95,5 +95,5 @@ def test_what_else_the_page_says_of_files(store):
     assert store.path.stat().st_mode & 0o777 == 0o700
     assert group["samples"].attrs["columns"][0] == "id"
     assert {"labels", "group", "split", "data"} <= set(group["samples"].attrs["roles"])
-    for record in (store.path / "commits").iterdir():
+    for record in (store.path / "commits").glob("[0-9]*.json"):
         assert set(json.loads(record.read_text())) == {"block", "plan", "chunks", "failures", "made_with"}
