@@ -18,7 +18,8 @@ highlight_language = "none"
 exclude_patterns = ["_build"]
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the signature has them
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
 python_use_unqualified_type_names = True
 add_module_names = False
 autodoc_typehints_format = "short"
