@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format parity study venv clean
+.PHONY: demo test lint format docs pictures parity study venv clean
 
 demo: venv
 	$(BIN)/medprobe demo
@@ -27,6 +27,15 @@ study: venv
 	$(BIN)/medprobe study run mini --data-root $(DATA)
 	$(BIN)/python docs/study_example.py medprobe-mini
 
+# Write the pages that repeat the code and build the site, which no broken link or missing page survives.
+docs: venv
+	$(BIN)/python docs/reference.py
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --builder html docs docs/_build
+
+# Draw the pictures of the README anew, from real runs.
+pictures: demo
+	$(BIN)/python docs/pictures.py medprobe-demo
+
 format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -40,4 +49,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache

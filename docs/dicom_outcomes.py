@@ -32,6 +32,8 @@ _PACKAGES = (
     "python-gdcm",
 )
 _HEAD = """\
+# DICOM test files
+
 What medprobe makes of the DICOM files that pydicom is tested with. "Equal" means that every stored value of the first
 frame, before any window, is the one that pydicom gives; YBR is compared after conversion to RGB.
 Written by `python docs/dicom_outcomes.py` with {versions}.

@@ -127,7 +127,7 @@ def read_manifest(
         keep_ids: Keep paths, patients, studies and series of a folder's DICOM files as they are, not as keyed hashes.
         frames: Which frames of files of several are samples: ``first``, ``middle``, ``all`` or ``every:N``.
         box_cols: Four columns of a table: left, top, width and height, in pixels, of what is cut out of each image.
-        mask_col: Column of a table with a mask for each image: what encloses its pixels above zero is cut out.
+        mask_col: Column of a table with a mask for each image: what encloses its pixels above its lowest value is cut.
         volumes: ``series`` takes the DICOM series of a folder as volumes, whose slices are the rows; NIfTI files and
             three-dimensional arrays always are.
         slice_axis: Of volumes: ``axial``, ``coronal``, ``sagittal``, or ``native`` (the default), as they are stored.

@@ -39,6 +39,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if path is None or exitstatus:
         return
     lines = [
+        "# Parity with the originals",
+        "",
         "Largest absolute difference in fp32 between the views of medprobe and of the reference, over every view and",
         "size that is tested, from random checkpoints in the released layout. The test bar is 1e-4.",
         f"Written by `make parity` with {', '.join(f'{name} {version(name)}' for name in _PACKAGES)}.",

@@ -38,7 +38,9 @@ FramesChoice = Annotated[str | None, typer.Option(help="Of files of several fram
 BoxCols = Annotated[
     str | None, typer.Option(help="Columns of left, top, width, height: only that of each image, e.g. x,y,w,h.")
 ]
-MaskCol = Annotated[str | None, typer.Option(help="Column of masks: only the box around each one's pixels above zero.")]
+MaskCol = Annotated[
+    str | None, typer.Option(help="Column of masks: only the box around each one's pixels above its lowest value.")
+]
 WindowChoice = Annotated[
     str, typer.Option(help="Grey values of DICOM files and volumes: file, lung, bone, mammo ..., -600,1500 or p1-99.")
 ]

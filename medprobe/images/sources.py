@@ -135,7 +135,7 @@ class FileImages:
         paths: The file of each image.
         frames: The number of each one's frame, None for a file of one picture.
         boxes: What is cut out of each.
-        masks: A file for each whose pixels above zero are enclosed by what is cut out.
+        masks: A file for each; what is cut out encloses its pixels above its lowest value.
         listed: The stamp of each, where a server has told them all at once.
 
     """
@@ -201,9 +201,13 @@ class Rearranged:
         """Return what the row is to be read from."""
         return self.images.payload(int(self.order[row]))
 
-    def stamp(self, row: int) -> tuple[int, int]:
+    def stamp(self, row: int) -> Stamp:
         """Return size and time of change of its file."""
         return self.images.stamp(int(self.order[row]))
+
+    def file(self, row: int) -> str:
+        """Return the file that a row is in, or the first of several."""
+        return self.images.file(int(self.order[row]))
 
     def head(self, limit: int) -> Rearranged:
         """Return the first ``limit`` images."""
