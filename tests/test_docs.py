@@ -44,6 +44,7 @@ def cli(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.filterwarnings("ignore:.*Sphinx")  # of its extensions among themselves
 def test_the_site_is_built_without_a_warning_and_asks_for_nothing(tmp_path):
     sphinx = pytest.importorskip("sphinx.cmd.build", reason="needs Sphinx: pip install 'medprobe[docs]'")
     site = tmp_path / "site"
