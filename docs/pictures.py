@@ -130,10 +130,10 @@ def main(demo: Path) -> None:
         shown = halfway(terminal(embedded, folder))
         draw_terminal([(embedded, shown)], IMAGES / "embed.svg", "embedding")
         probed = "medprobe probe stores/*.zarr -t cell -o results/"
-        shown = terminal(probed, folder)
-        draw_terminal([(probed, shown)], IMAGES / "leaderboard.svg", "probing")
+        shown = terminal(probed, folder, width=168)
+        draw_terminal([(probed, shown)], IMAGES / "leaderboard.svg", "probing", width=168)
         terminal("medprobe report results/ -o report.html", folder)
-        screenshot(folder / "report.html", IMAGES / "report.png")
+        screenshot(folder / "report.html", IMAGES / "report.png", (1200, 1300))
 
 
 if __name__ == "__main__":

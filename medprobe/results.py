@@ -34,7 +34,7 @@ class Row:
     Attributes:
         encoder: Name of the encoder.
         view: Which of its vectors.
-        probe: ``logreg``, ``knn`` or ``mlp``.
+        probe: Such as ``logreg``.
         target: What was predicted.
         task: ``binary``, ``multiclass``, ``ordinal`` or ``multilabel``.
         metric: Name of the metric.

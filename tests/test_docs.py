@@ -44,6 +44,7 @@ def cli(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.filterwarnings("ignore:.*Sphinx")  # of its extensions among themselves
 def test_the_site_is_built_without_a_warning_and_asks_for_nothing(tmp_path):
     sphinx = pytest.importorskip("sphinx.cmd.build", reason="needs Sphinx: pip install 'medprobe[docs]'")
     site = tmp_path / "site"
@@ -137,11 +138,14 @@ def test_the_commands_of_the_quick_start_run(cli, capsys):
 
 
 def quickly(arguments: list[str]) -> list[str]:
-    """Return a command with probes that answer at once where it names none, and with few resamples."""
+    """Return a command without further processes, with a fast probe where none is named, few draws and resamples."""
+    if arguments[0] in {"check", "embed"}:
+        return [*arguments, "--workers", "0"]
     if arguments[0] != "probe":
         return arguments
     named = {"-p", "--preset", "--save-model"} & {*arguments}
-    return [*arguments, "--bootstrap", "50", *([] if named else ["-p", "ridge"])]
+    draws = ["--repeats", "2"] if "--shots" in arguments else []
+    return [*arguments, *draws, "--bootstrap", "50", *([] if named else ["-p", "ridge"])]
 
 
 def _dicom_tree(root: Path, rng: np.random.Generator) -> None:

@@ -208,23 +208,25 @@ class LogisticProbe(_LinearProbe):
 
     Two classes give one logit, more a softmax; each of several labels one logit, on the rows that have the label.
 
-    Parameters
-    ----------
-    C : inverse strength of the penalty.
-    class_weight : "balanced", a dict of class to weight, or None.
-    standardize : divide features by the weighted standard deviation of the training rows before the penalty applies
-        (constant ones by 1); `coef_` and `intercept_` are for the features as given, either way.
-    dtype : "float32" or "float64", in which features are held while fitting. Fewer than 65,536 entries are always
-        held in float64.
-    tol : relative distance of the objective to its minimum; None takes 1e-6, or all digits below 65,536 entries.
-    max_iter : passes over the rows, at most; a ConvergenceWarning says when they did not suffice.
+    Args:
+        C: Inverse strength of the penalty.
+        class_weight: ``"balanced"``, a dict of class to weight, or None.
+        dtype: ``"float32"`` or ``"float64"``, in which features are held while fitting. Fewer than 65,536 entries are always
+            held in float64.
+        tol: Relative distance of the objective to its minimum; None takes 1e-6, or all digits below 65,536 entries.
+        max_iter: Passes over the rows, at most; a ConvergenceWarning says when they did not suffice.
+        standardize: Divide features by the weighted standard deviation of the training rows before the penalty applies
+            (constant ones by 1); ``coef_`` and ``intercept_`` are for the features as given, either way.
 
-    Attributes
-    ----------
-    coef_, intercept_ : (1, n_classes or L, D) and (1, n_classes or L,), float64.
-    classes_, n_features_in_ : the classes, sorted (of labels, their column numbers), and D.
-    objective_, grad_norm_, n_iter_ : of the fit, or of each label that has both values; `n_iter_` is an array, as in
-        scikit-learn.
+    Attributes:
+        coef_: Coefficients, (1, n_classes or L, D), float64.
+        intercept_: Intercepts, (1, n_classes or L,), float64.
+        classes_: The classes, sorted (of labels, their column numbers).
+        n_features_in_: D.
+        objective_: Of the fit, or of each label that has both values.
+        grad_norm_: Likewise.
+        n_iter_: Likewise, an array as in scikit-learn.
+
     """
 
     def __init__(
@@ -257,23 +259,26 @@ class LogisticProbe(_LinearProbe):
 
 
 class LogisticProbeCV(_LinearProbe):
-    """`LogisticProbe` at the C that predicts held-out folds best; all folds and values of C are solved together.
+    """:class:`LogisticProbe` at the C that predicts held-out folds best; all folds and values of C are solved together.
 
-    Parameters
-    ----------
-    Cs : values of C to try; None takes `DEFAULT_CS`.
-    cv : number of stratified folds (kept whole by group where `fit` gets groups), a scikit-learn splitter, or pairs
-        of training and validation rows.
-    scoring : a scikit-learn scorer or its name; None takes minus the mean log-loss. The highest mean over folds wins,
-        among equals the smallest C.
-    class_weight, dtype, tol, max_iter, standardize : as in `LogisticProbe`; standardisation is by each fold's
-        training rows.
+    Args:
+        Cs: Values of C to try; None takes ``DEFAULT_CS``.
+        cv: Number of stratified folds (kept whole by group where ``fit`` gets groups), a scikit-learn splitter, or pairs
+            of training and validation rows.
+        scoring: A scikit-learn scorer or its name; None takes minus the mean log-loss. The highest mean over folds wins,
+            among equals the smallest C.
+        class_weight: As in :class:`LogisticProbe`.
+        dtype: Likewise.
+        tol: Likewise.
+        max_iter: Likewise.
+        standardize: Likewise; by each fold's training rows.
 
-    Attributes
-    ----------
-    C_, Cs_, scores_ : the C chosen, those tried (n_C,), and the score of each fold (F, n_C).
-    coef_, intercept_, classes_, n_features_in_, objective_, grad_norm_, n_iter_ : of `LogisticProbe` fitted on all
-        rows with `C_`.
+    Attributes:
+        C_: The C chosen.
+        Cs_: Those tried, (n_C,).
+        scores_: The score of each fold, (F, n_C).
+        coef_: Of :class:`LogisticProbe` fitted on all rows with ``C_``, as is what else it has.
+
     """
 
     def __init__(
