@@ -269,6 +269,11 @@ class FeatureStore:
         size = f"{self.plan.rows} samples, {len(self.commits)}/{self.plan.n_blocks} blocks"
         return f"FeatureStore({self.encoder}, {size}, views {dict(self.views)})"
 
+    def _repr_html_(self) -> str:
+        from medprobe.store_html import store_html
+
+        return store_html(self)
+
     @property
     def has_samples(self) -> bool:
         """Whether its table of samples is there, without which a store has only been begun."""
