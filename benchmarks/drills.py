@@ -252,7 +252,7 @@ class Drills:
         process.join(self.random.uniform(0, 0.4))
 
     def calls(self, every: int = 1, first: int = 1, *, kill: bool = False) -> tuple[list[str], int]:
-        """Fail the n-th file-system call of a run, or kill it there, for every n; return violations and the number of calls."""
+        """Fail the n-th file-system call of a run, or kill it there, for every n; return violations and how many there are."""
         found: list[str] = []
         n = first
         while True:

@@ -131,11 +131,10 @@ def replace_samples(store: FeatureStore, samples: pd.DataFrame, roles: Mapping[s
             store_objects.replace_samples(store.path, store.plan, samples, roles, store.thumbnail_bytes)
         return not same
     table, old = store.path / "samples", store.path / "samples.old"
+    shutil.rmtree(old, ignore_errors=True)  # of a process that was killed while it swept
     if same and table.exists():
         return False
-    group = zarr.open_group(store.path, mode="r+")
-    shutil.rmtree(old, ignore_errors=True)
-    _write_samples(group, SAMPLES_DRAFT, samples, roles)
+    _write_samples(zarr.open_group(store.path, mode="r+"), SAMPLES_DRAFT, samples, roles)
     if table.exists():
         table.rename(old)  # at once, as a table of which a part is left would hide the draft from readers
     (store.path / SAMPLES_DRAFT).rename(table)

@@ -9,8 +9,9 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from queue import SimpleQueue
+from threading import Thread
 from typing import Protocol
 
 import numpy as np
@@ -22,7 +23,7 @@ from medprobe.embed.pipeline import Failures, Progress, check_failures, fill_spa
 from medprobe.encoders.base import TOKENS, Encoder, LoadOptions, Preprocess
 from medprobe.encoders.registry import load_encoder
 from medprobe.errors import DataError
-from medprobe.images.decode import Decoder
+from medprobe.images.decode import Decoder, interrupts_blocked
 from medprobe.manifest import Manifest
 from medprobe.storage import Place
 from medprobe.store import FeatureStore
@@ -104,6 +105,10 @@ class Maker:
         fill_spans(self._work.manifest, self._jobs, spans, self._decoder, failures, limit, progress)
         return failures, progress
 
+    def close(self) -> None:
+        """End the decoding processes."""
+        self._decoder.close()
+
     def _job(self, model: Model) -> Job:
         return prepare(
             model.load(),
@@ -130,11 +135,11 @@ class Worker(Protocol):
 
     @property
     def died(self) -> tuple[type[BaseException], ...]:
-        """What :meth:`give` comes back with when the process is no more."""
+        """What :meth:`make` raises when the process is no more."""
         ...
 
-    def give(self, spans: Sequence[Span]) -> Future[tuple[Failures, Progress]]:
-        """Have blocks made."""
+    def make(self, spans: Sequence[Span]) -> tuple[Failures, Progress]:
+        """Have blocks made, and wait for it."""
         ...
 
     def restart(self) -> None:
@@ -142,6 +147,10 @@ class Worker(Protocol):
         ...
 
     def close(self) -> None:
+        """End the process, which does nothing at the moment."""
+        ...
+
+    def kill(self) -> None:
         """End the process, whatever it does."""
         ...
 
@@ -206,34 +215,80 @@ def hand_out(
     """
     pieces = _Pieces(deque(spans), len(workers))
     progress = Progress(total=sum(map(len, spans)))
-    busy: dict[Future[tuple[Failures, Progress]], tuple[Worker, list[Span], float]] = {}
-    idle = list(workers)
+    results: SimpleQueue[_Result] = SimpleQueue()
+    hands = [_Hand(worker, results) for worker in workers]
+    idle, busy = list(hands), 0
     try:
+        with interrupts_blocked():
+            for hand in hands:
+                hand.start()
         while pieces.waiting or busy:
             while idle and pieces.waiting:
-                worker, piece = idle.pop(), pieces.take()
-                busy[worker.give(piece)] = worker, piece, time.perf_counter()
-            for future in wait(busy, return_when=FIRST_COMPLETED).done:
-                worker, piece, started = busy.pop(future)
-                idle.append(worker)
-                try:
-                    found, took = future.result()
-                except worker.died:
-                    left = _uncommitted(piece, stores)
-                    log.warning("a worker has died: %d blocks are made again", len(left))
-                    pieces.lost(left)
-                    worker.restart()
-                    continue
-                pieces.a_block = (time.perf_counter() - started) / len(piece)
-                failures |= found
-                progress.add(took, len(workers))
-                progress.failures = len(failures)
-                check_failures(failures, allowed_failures, manifest)
-                if report is not None:
-                    report(progress)
-    finally:
+                idle.pop().pieces.put(pieces.take())
+                busy += 1
+            result = results.get()
+            busy -= 1
+            idle.append(result.hand)
+            if isinstance(result.error, result.hand.worker.died):
+                left = _uncommitted(result.piece, stores)
+                log.warning("a worker has died: %d blocks are made again", len(left))
+                pieces.lost(left)
+                result.hand.worker.restart()
+                continue
+            if result.error is not None:
+                raise result.error
+            pieces.a_block = result.seconds / len(result.piece)
+            failures |= result.failures
+            progress.add(result.took, len(workers))
+            progress.failures = len(failures)
+            check_failures(failures, allowed_failures, manifest)
+            if report is not None:
+                report(progress)
+    except BaseException:
         for worker in workers:
-            worker.close()
+            worker.kill()
+        raise
+    finally:
+        for hand in hands:
+            hand.pieces.put(None)
+    for worker in workers:
+        worker.close()
+
+
+@dataclass
+class _Result:
+    """What became of a piece of work."""
+
+    hand: _Hand
+    piece: list[Span]
+    failures: Failures = field(default_factory=dict)
+    took: Progress = field(default_factory=lambda: Progress(0))
+    seconds: float = 0.0
+    error: BaseException | None = None
+
+
+class _Hand(Thread):
+    """Gives a worker its pieces and waits for what becomes of them.
+
+    The caller's own thread, in which interrupts arrive, waits at a ``SimpleQueue`` alone: the lock of a future, taken there at
+    the moment of an interrupt, would stay taken, and whoever needs it next wait for ever.
+    """
+
+    def __init__(self, worker: Worker, results: SimpleQueue[_Result]) -> None:
+        super().__init__(name="hand", daemon=True)
+        self.worker, self._results = worker, results
+        self.pieces: SimpleQueue[list[Span] | None] = SimpleQueue()
+
+    def run(self) -> None:
+        """Work until there is nothing more to do."""
+        while (piece := self.pieces.get()) is not None:
+            result, started = _Result(self, piece), time.perf_counter()
+            try:
+                result.failures, result.took = self.worker.make(piece)
+            except BaseException as error:
+                result.error = error
+            result.seconds = time.perf_counter() - started
+            self._results.put(result)
 
 
 def _uncommitted(spans: Sequence[Span], stores: Sequence[Place]) -> list[Span]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, cast
 
 from medprobe.embed.block import Span
@@ -30,16 +30,26 @@ class RayWorker:
         self._class = ray.remote(num_cpus=cpus, num_gpus=int(device == "cuda"))(Maker)
         self.restart()
 
-    def give(self, spans: Sequence[Span]) -> Future[tuple[Failures, Progress]]:
-        """Have blocks made."""
-        return cast("Future[tuple[Failures, Progress]]", self._actor.make.remote(spans).future())
+    def make(self, spans: Sequence[Span]) -> tuple[Failures, Progress]:
+        """Have blocks made, and wait for it."""
+        import ray
+
+        return cast("tuple[Failures, Progress]", ray.get(self._actor.make.remote(spans)))
 
     def restart(self) -> None:
         """Begin another actor, wherever there is room."""
         self._actor: Any = self._class.remote(self._work, self._device)
 
     def close(self) -> None:
-        """End the actor."""
+        """End the actor, which does nothing at the moment, with its decoding processes."""
+        import ray
+
+        with suppress(*self.died):
+            ray.get(self._actor.close.remote())
+        self.kill()
+
+    def kill(self) -> None:
+        """End the actor, whatever it does."""
         import ray
 
         ray.kill(self._actor)

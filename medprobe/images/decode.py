@@ -223,10 +223,15 @@ class Decoder:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if self._pool is not None and error is None:
-            self._pool.shutdown(wait=True)  # killed workers leave semaphores, of which Python complains at the end
-            self._pool = None
+        if error is None:
+            self.close()
         self._stop()
+
+    def close(self) -> None:
+        """End the processes, which do nothing at the moment: killed ones leave semaphores, of which Python complains."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+            self._pool = None
 
     def run(self, chunks: Iterable[Sequence[Payload]], geometries: Sequence[Geometry]) -> Iterator[Decoded]:
         """Yield :func:`decode` of each chunk."""
