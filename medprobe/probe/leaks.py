@@ -100,6 +100,19 @@ def near_duplicates(X: Floats, split: Split, ids: np.ndarray) -> tuple[str, ...]
     """
     if sum(len(part.fitted) * len(part.test) for part in split.parts) > _MOST_COMPARISONS:
         return ("too many images to look for near-duplicates across the split",)
+    found = near_pairs(X, split)
+    if not found:
+        return ()
+    listed = "; ".join(f"{ids[test]} and {ids[train]}" for _, test, train in found[:_LISTED])
+    more = "; ..." if len(found) > _LISTED else ""
+    return (f"{len(found)} tested images look the same as a training image to this encoder ({listed}{more})",)
+
+
+def near_pairs(X: Floats, split: Split) -> list[tuple[float, int, int]]:
+    """Return cosine, tested row and training or validation row of each pair of nearly the same features, the closest first.
+
+    The cosine is taken of features (n, D) from which their mean is subtracted; a tested row comes with its nearest one.
+    """
     centred = X - X.mean(axis=0, dtype=np.float64).astype(X.dtype)
     found: list[tuple[float, int, int]] = []
     for part in split.parts:
@@ -108,12 +121,7 @@ def near_duplicates(X: Floats, split: Split, ids: np.ndarray) -> tuple[str, ...]
             (float(cosine[row, 0]), int(part.test[row]), int(part.fitted[index[row, 0]]))
             for row in np.flatnonzero(cosine[:, 0] > NEAR)
         ]
-    if not found:
-        return ()
-    found.sort(reverse=True)
-    listed = "; ".join(f"{ids[test]} and {ids[train]}" for _, test, train in found[:_LISTED])
-    more = "; ..." if len(found) > _LISTED else ""
-    return (f"{len(found)} tested images look the same as a training image to this encoder ({listed}{more})",)
+    return sorted(found, reverse=True)
 
 
 def _without(part: Part, codes: np.ndarray) -> Part:

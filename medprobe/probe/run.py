@@ -210,12 +210,28 @@ def _run(
     trial: Trial, ids: np.ndarray, n_failed: int, reporting: Reporting
 ) -> tuple[list[Row], Predictions, list[Fitted]]:
     """Return the rows of a trial, what was predicted, and the probes of the parts of its first draw."""
+    answer, fitted = answered(trial, n_failed, reporting.seed)
+    return *reported(answer, ids, reporting), fitted
+
+
+def answered(trial: Trial, n_failed: int, seed: int) -> tuple[Answer, list[Fitted]]:
+    """Return what a trial predicts for the tested images, and the probes of the parts of its first draw.
+
+    Args:
+        trial: What is asked of which features.
+        n_failed: Images of the store that have no features.
+        seed: Of inner folds and probes.
+
+    Raises:
+        DataError: A part of the split has one class, or one group, only.
+
+    """
     question, features = trial.question, trial.features
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as unfinished:
         warnings.simplefilter("always", ConvergenceWarning)
         by_draw = [
-            [fit_part(trial.family, features.views, question, part, reporting.seed, trial.pca) for part in split.parts]
+            [fit_part(trial.family, features.views, question, part, seed, trial.pca) for part in split.parts]
             for split in question.splits
         ]
     proba = np.stack(
@@ -247,4 +263,4 @@ def _run(
         settings=chosen[0] if len(chosen) == 1 else chosen,
         seconds=seconds,
     )
-    return *reported(answer, ids, reporting), by_draw[0]
+    return answer, by_draw[0]
