@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, STAMP_ARRAY, Plan, ids_digest
+from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, STAMP_ARRAY, Plan
 from medprobe.store_writer import create_store, write_block
+from medprobe.tables import ids_digest
 
 MEDPROBE = str(Path(sys.executable).parent / "medprobe")
 COMMANDS = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ import pandas as pd
 import zarr
 
 from medprobe.errors import DataError
+from medprobe.tables import ids_digest, table_digest
 
 FORMAT = 2
 DIGEST_BYTES = 16
@@ -31,6 +32,8 @@ STAMP_ARRAY = "sources/stamp"
 # What can be known of an image without looking at it: height and width of the source, mean and standard deviation of its
 # values as the encoder gets them.
 APPEARANCE_ARRAY = "sources/appearance"
+# Folder of what was computed from the features and can be computed again, such as a map of them.
+DERIVED = "derived"
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,18 @@ class FeatureStore:
         records = [(ids[f.row], f.row, f.stage, f.reason) for f in rows]
         return pd.DataFrame(records, columns=["id", "row", "stage", "reason"])
 
+    def view_name(self, view: str | None) -> str:
+        """Return the name of a view, that of the default one for None.
+
+        Raises:
+            DataError: There is no such view.
+
+        """
+        view = self.plan.default_view if view is None else view
+        if view not in self.views:
+            raise DataError(f"{self.path.name}: no view '{view}'; it has {', '.join(self.views)}")
+        return view
+
     def features(self, view: str | None = None, dtype: Any = np.float32) -> np.ndarray:
         """Return a view (the default one unless named) of shape (len(samples), width), finite; dtype None is the stored one.
 
@@ -211,9 +226,7 @@ class FeatureStore:
             DataError: No such view, an incomplete store (unless opened with ``partial``), or a damaged chunk.
 
         """
-        view = self.plan.default_view if view is None else view
-        if view not in self.views:
-            raise DataError(f"{self.path.name}: no view '{view}'; it has {', '.join(self.views)}")
+        view = self.view_name(view)
         mask = self.mask
         values = self._array(f"features/{view}")
         values = values if mask.all() else values[mask]
@@ -226,10 +239,7 @@ class FeatureStore:
             DataError: As :meth:`features`; a damaged chunk when it is read.
 
         """
-        view = self.plan.default_view if view is None else view
-        if view not in self.views:
-            raise DataError(f"{self.path.name}: no view '{view}'; it has {', '.join(self.views)}")
-        return StoredBlocks(self, view)
+        return StoredBlocks(self, self.view_name(view))
 
     def image_digests(self) -> np.ndarray:
         """Return the digest of each sample's image, uint8 (len(samples), 16): equal for equal files."""
@@ -357,38 +367,6 @@ class StoredBlocks:
 def open_store(path: str | os.PathLike[str], *, partial: bool = False) -> FeatureStore:
     """Return the feature store at ``path``; see :class:`FeatureStore`."""
     return FeatureStore(path, partial=partial)
-
-
-def ids_digest(ids: Sequence[str] | pd.Series) -> str:
-    """Return the SHA-256 of sample ids in their order."""
-    digest = hashlib.sha256()
-    for sample in ids:
-        digest.update(str(sample).encode() + b"\0")
-    return digest.hexdigest()
-
-
-def table_digest(samples: pd.DataFrame) -> str:
-    """Return the SHA-256 of the names and values of all columns."""
-    digest = hashlib.sha256()
-    for name in samples.columns:
-        values = storable(samples[name])
-        digest.update(f"{name}|{values.dtype.kind}\n".encode())
-        if values.dtype.kind == "O":
-            digest.update("\0".join(values).encode())
-        else:
-            digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()
-
-
-def storable(column: pd.Series) -> np.ndarray:
-    """Return a column as int64, float64 or an object array of strings, in which a missing value is the empty string."""
-    if pd.api.types.is_bool_dtype(column.dtype) and not column.hasnans:
-        return np.asarray(column, dtype="int64")
-    if pd.api.types.is_integer_dtype(column.dtype) and not column.hasnans:
-        return np.asarray(column, dtype="int64")
-    if pd.api.types.is_numeric_dtype(column.dtype):
-        return np.asarray(column.to_numpy(dtype="float64", na_value=np.nan))
-    return np.array(["" if pd.isna(v) else str(v) for v in column], dtype=object)
 
 
 def _canonical(value: Mapping[str, Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from medprobe.errors import DataError
 from medprobe.store import (
     APPEARANCE_ARRAY,
+    DERIVED,
     DIGEST_ARRAY,
     DIGEST_BYTES,
     FORMAT,
@@ -29,9 +31,8 @@ from medprobe.store import (
     Failure,
     FeatureStore,
     Plan,
-    storable,
-    table_digest,
 )
+from medprobe.tables import storable, table_digest
 
 _ATTEMPTS = 5
 
@@ -138,6 +139,17 @@ def _write_block_once(
     commit = Commit(index, store.plan.digest, chunks, tuple(failures), dict(made_with))
     _write_whole(record, json.dumps(asdict(commit), indent=1, sort_keys=True).encode())
     return commit
+
+
+def write_derived(store: FeatureStore, name: str, data: bytes) -> None:
+    """Keep what was computed from a store's features in it, whole or not at all; one that cannot be written stays as it is.
+
+    Such a file can be made again: nothing is lost with it, and a reader has to see for itself whether it still fits.
+    """
+    path = store.path / DERIVED / name
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
+        _write_whole(path, data)
 
 
 def _write_samples(group: zarr.Group, name: str, samples: pd.DataFrame, roles: Mapping[str, Any]) -> None:

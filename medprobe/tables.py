@@ -1,9 +1,11 @@
-"""Tables that users bring: everything read as text first, then typed without changing what it says."""
+"""Tables that users bring: everything read as text first, then typed without changing what it says, and digested."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +108,35 @@ def as_text(value: object) -> str | float:
 def leaves_folder(path: str) -> bool:
     """Return whether a relative path leads out of the folder that it starts from."""
     return Path(os.path.normpath(path)).parts[:1] == ("..",)
+
+
+def ids_digest(ids: Sequence[str] | pd.Series) -> str:
+    """Return the SHA-256 of sample ids in their order."""
+    digest = hashlib.sha256()
+    for sample in ids:
+        digest.update(str(sample).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def table_digest(samples: pd.DataFrame) -> str:
+    """Return the SHA-256 of the names and values of all columns."""
+    digest = hashlib.sha256()
+    for name in samples.columns:
+        values = storable(samples[name])
+        digest.update(f"{name}|{values.dtype.kind}\n".encode())
+        if values.dtype.kind == "O":
+            digest.update("\0".join(values).encode())
+        else:
+            digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
+def storable(column: pd.Series) -> np.ndarray:
+    """Return a column as int64, float64 or an object array of strings, in which a missing value is the empty string."""
+    if pd.api.types.is_bool_dtype(column.dtype) and not column.hasnans:
+        return np.asarray(column, dtype="int64")
+    if pd.api.types.is_integer_dtype(column.dtype) and not column.hasnans:
+        return np.asarray(column, dtype="int64")
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        return np.asarray(column.to_numpy(dtype="float64", na_value=np.nan))
+    return np.array(["" if pd.isna(v) else str(v) for v in column], dtype=object)

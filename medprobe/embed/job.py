@@ -20,8 +20,9 @@ from medprobe.embed.precision import MIN_COSINE, choose_precision, lowest_cosine
 from medprobe.encoders.base import Encoder, fingerprint
 from medprobe.errors import DataError, UsageError
 from medprobe.manifest import Manifest
-from medprobe.store import FeatureStore, Plan, ids_digest
+from medprobe.store import FeatureStore, Plan
 from medprobe.store_writer import create_store, replace_samples
+from medprobe.tables import ids_digest
 
 log = logging.getLogger("medprobe")
 

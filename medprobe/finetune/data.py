@@ -20,7 +20,7 @@ from medprobe.images.decode import CHUNK, Decoder, decode
 from medprobe.images.geometry import Geometry
 from medprobe.images.sources import ArrayImages
 from medprobe.manifest import Manifest
-from medprobe.store import storable
+from medprobe.tables import storable
 
 log = logging.getLogger("medprobe")
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from medprobe.errors import DataError, MedprobeError, UsageError
 from medprobe.manifest import Manifest, read_manifest
-from medprobe.store import FeatureStore, ids_digest, open_store, table_digest
+from medprobe.store import FeatureStore, open_store
 from medprobe.study.cache import STORES, digest
 from medprobe.study.schema import READING_KEYS, Data, EncoderChoice, defaults, folder_name
+from medprobe.tables import ids_digest, table_digest
 
 if TYPE_CHECKING:
     from medprobe.embed.pipeline import Progress
