@@ -7,13 +7,13 @@ leverages of the rows (Hastie, Tibshirani, Friedman, The Elements of Statistical
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import cho_factor, cho_solve, eigh
+from scipy.linalg import cho_factor, cho_solve
 from scipy.special import expit, softmax
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -91,6 +91,29 @@ class _Standardised:
         self.unit = float(np.trace(covariance)) / len(covariance) or 1.0
 
 
+@dataclass(frozen=True)
+class _FewRows:
+    """Standardised rows (n, D), in place of their covariance; the rest as in :class:`_Standardised`."""
+
+    rows: Doubles
+    mean: Doubles
+    target_mean: Doubles
+    scale: Doubles
+    cross: Doubles
+    unit: float
+
+    @classmethod
+    def of(cls, X: Floats, T: Doubles) -> _FewRows:
+        wide = X.astype(np.float64)
+        mean, target_mean = wide.mean(axis=0), T.mean(axis=0)
+        variance = wide.var(axis=0)
+        constant = variance <= 1e-10 * np.maximum(np.square(wide).mean(axis=0), 1e-300)
+        scale = np.sqrt(np.where(constant, 1.0, variance))
+        rows = np.where(constant, 0.0, (wide - mean) / scale)
+        cross = rows.T @ (T - target_mean) / len(rows)
+        return cls(rows, mean, target_mean, scale, cross, float(np.square(rows).sum()) / rows.size or 1.0)
+
+
 def solve(moments: Moments, alpha: float, standardize: bool = True) -> tuple[Doubles, Doubles]:
     """Return coefficients (D, K) and intercepts (K,) for features as they are, of one penalty: a tenth of a path's work.
 
@@ -123,15 +146,35 @@ class RidgePath:
     """
 
     def __init__(self, moments: Moments, standardize: bool = True, like: RidgePath | None = None) -> None:
-        self.standardised = _Standardised(moments, standardize)
+        self.standardised: _Standardised | _FewRows = _Standardised(moments, standardize)
         if like is None:
-            values, self.basis = eigh(self.standardised.covariance)
+            values, self.basis = np.linalg.eigh(self.standardised.covariance)
             self.values = np.maximum(values, 0.0)
         else:
             self.values, self.basis = like.values, like.basis
         self.cross = self.basis.T @ self.standardised.cross
         self.unit = self.standardised.unit
         self.n = moments.n
+
+    @classmethod
+    def of(cls, X: Floats, T: Doubles) -> RidgePath:
+        """Return the path of rows, features (n, D) and targets (n, K): of few rows from their inner products.
+
+        With fewer rows than features the covariance has no more than n eigenvectors that count, those of Z'Z / n for
+        standardised rows Z: they are Z'u / sqrt(n v) for the eigenvectors u and values v of ZZ' / n.
+        """
+        if len(X) >= X.shape[1]:
+            return cls(Moments.of(X, T))
+        path = cls.__new__(cls)
+        path.standardised = standardised = _FewRows.of(X, T)
+        Z = standardised.rows
+        values, left = np.linalg.eigh(Z @ Z.T / len(Z))
+        kept = values > 1e-12 * max(float(values[-1]), 1e-300)
+        path.values = values[kept]
+        path.basis = Z.T @ (left[:, kept] / np.sqrt(len(Z) * path.values))
+        path.cross = path.basis.T @ standardised.cross
+        path.unit, path.n = standardised.unit, float(len(Z))
+        return path
 
     def rotated(self, X: Floats) -> Doubles:
         """Return standardised features (n, D) in the basis of the decomposition."""
@@ -201,8 +244,8 @@ def sweep_ridge(
     found: list[list[list[Doubles]]] = [[[] for _ in folds] for _ in alphas]
     for column, known in complete(T):
         used = [np.intersect1d(train, known) for train, _ in folds]
-        for i, (moments, (_, val)) in enumerate(zip(_fold_moments(X, T[:, column], used), folds, strict=True)):
-            for by_fold, proba in zip(found, RidgePath(moments).held_out(X[val], alphas, multilabel), strict=True):
+        for i, (path, (_, val)) in enumerate(zip(_fold_paths(X, T[:, column], used), folds, strict=True)):
+            for by_fold, proba in zip(found, path.held_out(X[val], alphas, multilabel), strict=True):
                 by_fold[i].append(proba)
     return [[np.concatenate(parts, axis=1) for parts in by_fold] for by_fold in found]
 
@@ -211,6 +254,14 @@ def complete(T: Doubles) -> list[tuple[slice, NDArray[np.int64]]]:
     """Return columns with the rows that have all of their values: all columns at once, or one by one where some lack."""
     columns = [slice(None)] if not np.isnan(T).any() else [slice(i, i + 1) for i in range(T.shape[1])]
     return [(column, np.flatnonzero(np.isfinite(T[:, column]).all(axis=1))) for column in columns]
+
+
+def _fold_paths(X: Floats, T: Doubles, trains: Sequence[NDArray[Any]]) -> Iterator[RidgePath]:
+    """Yield the path of each set of rows: of few rows from these, of many from sums, by subtraction where that is less."""
+    if max(map(len, trains)) < X.shape[1]:
+        yield from (RidgePath.of(X[train], T[train]) for train in trains)
+    else:
+        yield from map(RidgePath, _fold_moments(X, T, trains))
 
 
 def _fold_moments(X: Floats, T: Doubles, trains: Sequence[NDArray[Any]]) -> list[Moments]:

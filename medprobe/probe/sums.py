@@ -50,7 +50,12 @@ class RowSums:
             return self._with_targets(self._over(rows), rows, T)
 
     def path(self, rows: NDArray[Any], T: Doubles) -> RidgePath:
-        """Return the ridge regressions of these rows; their decomposition does not depend on the targets and is kept."""
+        """Return the ridge regressions of these rows; their decomposition does not depend on the targets and is kept.
+
+        Of fewer rows than features there is nothing worth keeping.
+        """
+        if len(rows) < self.X.shape[1]:
+            return RidgePath.of(self.X[rows], T)
         with self._lock:
             known = self._over(rows)
             path = RidgePath(self._with_targets(known, rows, T), like=known.path)
