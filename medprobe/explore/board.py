@@ -157,6 +157,12 @@ def measures(point: OperatingPoint) -> list[tuple[str, str, str]]:
     return [(name, number(each.value), interval(each.low, each.high)) for name, each in found]
 
 
+def asked(board: Board, point: OperatingPoint) -> str:
+    """Return what an operating point is of, in one line."""
+    whose = f"{short(board.positive, 40)} from {point.threshold:.2f} on"
+    return f"{whose}; predictive values at a prevalence of {point.prevalence:.2f}"
+
+
 def place(point: OperatingPoint) -> tuple[float, float]:
     """Return where an operating point lies on the ROC curve."""
     return 1 - point.specificity.value, point.sensitivity.value

@@ -12,7 +12,7 @@ from typing import Any
 from nicegui import background_tasks, run, ui
 
 from medprobe.errors import MedprobeError
-from medprobe.explore.board import Board, Panel, boards, measures, place, said
+from medprobe.explore.board import Board, Panel, asked, boards, measures, place, said
 from medprobe.explore.choices import targets
 from medprobe.explore.command import command_line, python_code
 from medprobe.explore.controls import Controls
@@ -81,7 +81,8 @@ class Page:
             for name in _PANELS:
                 with ui.element("div").classes(f"panel {name}").props(f"data-testid={name}"):
                     if name == "confusion":
-                        self.measures = ui.element("dl").classes("measures").props("data-testid=measures")
+                        self.point = ui.label("").classes("said")
+                        self.measures = ui.element("div").classes("measures").props("data-testid=measures")
                     self.figures[name] = Figure()
                     self.missing[name] = ui.label("").classes("missing")
 
@@ -161,17 +162,18 @@ class Page:
             try:
                 point = await run.io_bound(lambda: board.at(state.threshold, state.prevalence, **given))
             except MedprobeError as error:
-                self._tell([("", str(error), "")])
+                self._tell(str(error), [])
                 return
             if turn != self.turn or state is not self.state:
                 return
-            self._tell(measures(point))
+            self._tell(asked(board, point), measures(point))
             if moved and n_resamples == 0:
                 self.figures["roc"].put(OPERATING, [dict(zip("xy", place(point), strict=True))])
                 self._put("confusion", await run.io_bound(lambda: board.confusion(state.threshold)))
             await asyncio.sleep(0)
 
-    def _tell(self, found: list[tuple[str, str, str]]) -> None:
+    def _tell(self, words: str, found: list[tuple[str, str, str]]) -> None:
+        self.point.set_text(words)
         self.measures.clear()
         with self.measures:
             for name, value, ends in found:
