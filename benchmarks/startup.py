@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, STAMP_ARRAY, Plan
+from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, STAMP_ARRAY
+from medprobe.store_records import Plan
 from medprobe.store_writer import create_store, write_block
 from medprobe.tables import ids_digest
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from medprobe.store import FeatureStore
 
 _PLAIN_WIDTH = 150
+_THUMBNAILS = "small images of every sample: share this store only where the images may be shared"
 _PLAIN_SECONDS = 10.0
 
 
@@ -165,6 +166,7 @@ def print_info(store: FeatureStore, *, as_json: bool) -> None:
         "views": {view: f"{width} x {plan.dtypes[view]}" for view, width in store.views.items()},
         "default view": plan.default_view,
         "precision": plan.precision,
+        "thumbnails": _THUMBNAILS if store.thumbnail_bytes else "none",
         "columns": [c for c in store.manifest.columns if c != "id"],
         "roles": dict(store.roles),
         "megabytes": round(size / 1e6, 1),

@@ -8,10 +8,8 @@ to write another reader.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,11 @@ import pandas as pd
 import zarr
 
 from medprobe.errors import DataError
+from medprobe.store_records import Commit, Plan
 from medprobe.tables import ids_digest, table_digest
 
 FORMAT = 2
+WITH_THUMBNAILS = 3  # the same, and thumbnails: an older reader would take its blocks for incomplete
 DIGEST_BYTES = 16
 # What each row was made from stands beside its features and is committed with them: the digest of the image's bytes, and
 # its file's size and time of change (nanoseconds).
@@ -32,80 +32,10 @@ STAMP_ARRAY = "sources/stamp"
 # What can be known of an image without looking at it: height and width of the source, mean and standard deviation of its
 # values as the encoder gets them.
 APPEARANCE_ARRAY = "sources/appearance"
+# Thumbnails, in stores that are asked to keep them: each row a JPEG file, filled up with zeros.
+THUMBNAIL_ARRAY = "sources/thumbnail"
 # Folder of what was computed from the features and can be computed again, such as a map of them.
 DERIVED = "derived"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that is decided before the first image is read; two stores of one plan hold the same features.
-
-    Attributes:
-        encoder: Name, architecture, digest of the weights, views, preprocessing, card.
-        fingerprint: SHA-256 of what decides the features' values.
-        precision: What the encoder computes in, such as ``bf16``.
-        views: Width of each view.
-        dtypes: How each view is kept, ``float16`` or ``float32``.
-        default_view: The pooling that the encoder was trained with.
-        rows: Number of samples.
-        block_rows: Rows of a block.
-        manifest_sha256: Digest of the sample ids in their order.
-
-    """
-
-    encoder: Mapping[str, Any]
-    fingerprint: str
-    precision: str
-    views: Mapping[str, int]
-    dtypes: Mapping[str, str]
-    default_view: str
-    rows: int
-    block_rows: int
-    manifest_sha256: str
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the plan; every commit record carries it."""
-        return hashlib.sha256(_canonical(asdict(self))).hexdigest()
-
-    @property
-    def n_blocks(self) -> int:
-        """Number of blocks."""
-        return -(-self.rows // self.block_rows)
-
-    def block(self, index: int) -> slice:
-        """Return the rows of a block."""
-        return slice(index * self.block_rows, min((index + 1) * self.block_rows, self.rows))
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A sample without features: its row, where it failed (``read``, ``encode`` or ``store``) and why."""
-
-    row: int
-    stage: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Commit:
-    """The proof that a block is complete: size and SHA-256 of each chunk file, and the rows that have no features."""
-
-    block: int
-    plan: str
-    chunks: Mapping[str, Mapping[str, Any]]
-    failures: tuple[Failure, ...]
-    made_with: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path) -> Commit | None:
-        """Return the record in a file, or None where it is missing, torn or of another shape."""
-        try:
-            record = json.loads(path.read_bytes())
-            failures = tuple(Failure(int(f["row"]), str(f["stage"]), str(f["reason"])) for f in record.pop("failures"))
-            return cls(failures=failures, **record)
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
 
 
 class FeatureStore:
@@ -133,14 +63,16 @@ class FeatureStore:
         meta: Any = self._group.attrs.get("medprobe")
         if not isinstance(meta, Mapping) or "format" not in meta:
             raise DataError(f"{self.path}: a Zarr group, but not a medprobe feature store")
-        if meta["format"] != FORMAT:
+        if meta["format"] not in {FORMAT, WITH_THUMBNAILS}:
             remedy = "upgrade medprobe" if meta["format"] > FORMAT else "embed the images again (--overwrite)"
             raise DataError(
-                f"{self.path}: written in store format {meta['format']}; this medprobe reads format {FORMAT}: {remedy}"
+                f"{self.path}: written in store format {meta['format']}; this medprobe reads formats {FORMAT} and "
+                f"{WITH_THUMBNAILS}: {remedy}"
             )
         self.plan = Plan(**meta["plan"])
         self.card: Mapping[str, str] = meta["card"]
         self.versions: Mapping[str, str] = meta["versions"]
+        self.thumbnail_bytes = int(meta.get("thumbnail_bytes", 0))  # of each row; 0 where none are kept
 
     @property
     def encoder(self) -> str:
@@ -251,6 +183,29 @@ class FeatureStore:
         looks: np.ndarray = self._array(APPEARANCE_ARRAY)[self.mask]
         return looks
 
+    def thumbnails(self, rows: Sequence[int] | np.ndarray) -> list[bytes | None]:
+        """Return small JPEG files of some rows of the manifest, failed ones too; None where a row has none.
+
+        None have any in a store that was made without ``--thumbnails``; an image that could not be read has none, nor has a
+        row whose block is still to be made.
+
+        Raises:
+            IndexError: There is no such row.
+            DataError: A damaged chunk.
+
+        """
+        wanted = np.asarray(rows, dtype=np.int64)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.plan.rows):
+            raise IndexError(f"{self.path.name} has rows 0 to {self.plan.rows - 1}")
+        found: list[bytes | None] = [None] * len(wanted)
+        blocks = wanted // self.plan.block_rows
+        for index in set(blocks.tolist()) & self.commits.keys() if self.thumbnail_bytes else ():
+            span = self.plan.block(index)
+            packed = self._array(THUMBNAIL_ARRAY, span)
+            for place in np.flatnonzero(blocks == index):
+                found[place] = packed[wanted[place] - span.start].tobytes().rstrip(b"\0") or None
+        return found
+
     def sources(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return digests, uint8 (rows, 16), and stamps, int64 (rows, 2), of a committed block's images, failed ones too."""
         rows = self.plan.block(index)
@@ -288,7 +243,8 @@ class FeatureStore:
     @property
     def array_names(self) -> list[str]:
         """Arrays that are written block by block: the views, and what the images were."""
-        return [*(f"features/{view}" for view in self.views), DIGEST_ARRAY, STAMP_ARRAY, APPEARANCE_ARRAY]
+        of_images = [DIGEST_ARRAY, STAMP_ARRAY, APPEARANCE_ARRAY, *([THUMBNAIL_ARRAY] if self.thumbnail_bytes else [])]
+        return [*(f"features/{view}" for view in self.views), *of_images]
 
     def commit_path(self, index: int) -> Path:
         """Return where the commit record of a block stands."""
@@ -367,7 +323,3 @@ class StoredBlocks:
 def open_store(path: str | os.PathLike[str], *, partial: bool = False) -> FeatureStore:
     """Return the feature store at ``path``; see :class:`FeatureStore`."""
     return FeatureStore(path, partial=partial)
-
-
-def _canonical(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -27,11 +27,11 @@ from medprobe.store import (
     DIGEST_BYTES,
     FORMAT,
     STAMP_ARRAY,
-    Commit,
-    Failure,
+    THUMBNAIL_ARRAY,
+    WITH_THUMBNAILS,
     FeatureStore,
-    Plan,
 )
+from medprobe.store_records import Commit, Failure, Plan
 from medprobe.tables import storable, table_digest
 
 _ATTEMPTS = 5
@@ -45,14 +45,18 @@ def create_store(
     *,
     card: Mapping[str, str],
     versions: Mapping[str, str],
+    thumbnail_bytes: int = 0,
 ) -> FeatureStore:
     """Return a store of that plan without any block; an existing one is opened as it is.
 
     The skeleton is made under another name and renamed, so that a store is there whole or not at all, whoever else tries.
+    With ``thumbnail_bytes`` it keeps a thumbnail of up to so many bytes for each row.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
     meta = {"format": FORMAT, "plan": asdict(plan), "card": dict(card), "versions": dict(versions)}
+    if thumbnail_bytes:
+        meta |= {"format": WITH_THUMBNAILS, "thumbnail_bytes": thumbnail_bytes}
     try:
         _write_skeleton(draft, plan, samples, roles, meta)
         draft.rename(path)
@@ -76,6 +80,8 @@ def _write_skeleton(
     _create_array(group, DIGEST_ARRAY, (plan.rows, DIGEST_BYTES), plan.block_rows, "uint8")
     _create_array(group, STAMP_ARRAY, (plan.rows, 2), plan.block_rows, "int64")
     _create_array(group, APPEARANCE_ARRAY, (plan.rows, 4), plan.block_rows, "float32")
+    if small := meta.get("thumbnail_bytes"):
+        _create_array(group, THUMBNAIL_ARRAY, (plan.rows, small), plan.block_rows, "uint8", ZstdCodec(level=3))
     _write_samples(group, "samples", samples, roles)
 
 
@@ -169,13 +175,15 @@ def _write_samples(group: zarr.Group, name: str, samples: pd.DataFrame, roles: M
         array[:] = values
 
 
-def _create_array(group: zarr.Group, name: str, shape: tuple[int, int], block_rows: int, dtype: str) -> None:
+def _create_array(
+    group: zarr.Group, name: str, shape: tuple[int, int], block_rows: int, dtype: str, *codecs: ZstdCodec
+) -> None:
     group.create_array(
         name,
         shape=shape,
         chunks=(min(block_rows, shape[0]), shape[1]),
         dtype=dtype,
-        compressors=[Crc32cCodec()],  # features do not compress; a flipped bit must not go unseen
+        compressors=[*codecs, Crc32cCodec()],  # features do not compress; a flipped bit must not go unseen
         dimension_names=("row", "feature"),
     )
 

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, STAMP_ARRAY, FeatureStore, Plan
+from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, STAMP_ARRAY, FeatureStore
+from medprobe.store_records import Plan
 from medprobe.store_writer import create_store, write_block
 from medprobe.tables import ids_digest
 

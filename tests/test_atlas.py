@@ -15,7 +15,8 @@ from conftest import make_store
 from medprobe.errors import DataError, UsageError
 from medprobe.probe import atlas
 from medprobe.probe.atlas import embedding_map
-from medprobe.store import DERIVED, Failure, FeatureStore, open_store
+from medprobe.store import DERIVED, FeatureStore, open_store
+from medprobe.store_records import Failure
 from medprobe.store_writer import write_block
 
 

@@ -14,7 +14,8 @@ from medprobe.probe.attentive import AttentiveProbe
 from medprobe.probe.bags import Bags, bags_of
 from medprobe.probe.question import Wish, ask
 from medprobe.probe.saved import load_probe
-from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, STAMP_ARRAY, Failure, FeatureStore
+from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, STAMP_ARRAY, FeatureStore
+from medprobe.store_records import Failure
 from medprobe.store_writer import replace_samples, write_block
 
 WIDTH = 6

@@ -73,6 +73,13 @@ def embed(
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Keep all patch tokens, too, for --probe attentive (large).")
     ] = False,
+    thumbnails: Annotated[
+        bool,
+        typer.Option(
+            "--thumbnails",
+            help="Keep a small JPEG of each image in the store, to look at. WARNING: these are images of patients.",
+        ),
+    ] = False,
     normalize: Annotated[
         str, typer.Option(help="Mean and std of the encoder, of the dataset, or six numbers (mean and std of R, G, B).")
     ] = "encoder",
@@ -142,6 +149,7 @@ def embed(
             image_size=image_size,
             exact_decode=exact_decode,
             tokens=tokens,
+            thumbnails=thumbnails,
             normalize=normalize,
             device=device,
             engine=engine,

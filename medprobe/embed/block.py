@@ -13,7 +13,14 @@ from medprobe.embed.job import Job
 from medprobe.errors import DataError
 from medprobe.images.decode import Decoded, interrupts_blocked
 from medprobe.images.sources import ImageSource
-from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, DIGEST_BYTES, STAMP_ARRAY, Failure
+from medprobe.store import (
+    APPEARANCE_ARRAY,
+    DIGEST_ARRAY,
+    DIGEST_BYTES,
+    STAMP_ARRAY,
+    THUMBNAIL_ARRAY,
+)
+from medprobe.store_records import Failure
 from medprobe.store_writer import write_block
 
 _REASONS = {
@@ -55,6 +62,7 @@ class Block:
         self._to_encode = n * len(jobs)
         self._digests = np.zeros((n, DIGEST_BYTES), dtype=np.uint8)
         self._stamps = np.zeros((n, 2), dtype=np.int64)
+        self._thumbnails: list[bytes | None] = [None] * n
         self._appearance = [np.zeros((n, 4), dtype=np.float32) for _ in jobs]
         self._features = [
             {
@@ -90,6 +98,9 @@ class Block:
                 found.append(Failure(self.span.start + row, "read", reason))
                 self._to_encode -= 1
         readable: np.ndarray = rows[decoded.readable]
+        if decoded.thumbnails:
+            for row, thumbnail in zip(readable.tolist(), decoded.thumbnails, strict=True):
+                self._thumbnails[row] = thumbnail
         return readable
 
     def keep(self, job: int, rows: np.ndarray, views: dict[str, np.ndarray]) -> None:
@@ -122,6 +133,8 @@ class Block:
         ):
             arrays = {f"features/{view}": values for view, values in features.items()}
             arrays |= {DIGEST_ARRAY: self._digests, STAMP_ARRAY: self._stamps, APPEARANCE_ARRAY: looks}
+            if width := job.store.thumbnail_bytes:
+                arrays[THUMBNAIL_ARRAY] = _packed(self._thumbnails, width)
             found = sorted(failures, key=lambda failure: failure.row)
             index = self.span.start // job.store.plan.block_rows
             try:
@@ -132,6 +145,12 @@ class Block:
                     f"{job.store.path}: block {index} ({size / 1e6:.1f} MB) could not be written: {error.strerror or error}. "
                     "Blocks before it are safe; run the same command again when there is room."
                 ) from error
+
+
+def _packed(thumbnails: Sequence[bytes | None], width: int) -> np.ndarray:
+    """Return JPEG files as a store keeps them, uint8 (n, width): filled up with zeros, which alone stand for none."""
+    files = [(thumbnail or b"").ljust(width, b"\0") for thumbnail in thumbnails]
+    return np.frombuffer(b"".join(files), dtype=np.uint8).reshape(len(files), width)
 
 
 class Writer:

@@ -21,7 +21,7 @@ class Estimate:
 
     Attributes:
         images: Images to embed.
-        bytes: What their features and digests take on the disk.
+        bytes: What their features, digests and thumbnails take on the disk.
         seconds: Time on this machine, for this encoder alone: several share the reading.
 
     """
@@ -48,7 +48,8 @@ def estimate(job: Job, blocks: Sequence[int], manifest: Manifest, workers: int) 
     if manifest.roles.bag is not None:  # a volume is opened for all of its slices, not for each
         some = np.array(next(chunks(manifest.images, rows.tolist(), [job.encoder.preprocess.geometry])))
     started = time.perf_counter()
-    decoded = decode([manifest.images.payload(int(row)) for row in some], [job.encoder.preprocess.geometry])
+    payloads = [manifest.images.payload(int(row)) for row in some]
+    decoded = decode(payloads, [job.encoder.preprocess.geometry], job.store.thumbnail_bytes > 0)
     reading = (time.perf_counter() - started) / len(some)
     encoding = 0.0
     pixels = decoded.pixels[0]
@@ -61,4 +62,5 @@ def estimate(job: Job, blocks: Sequence[int], manifest: Manifest, workers: int) 
     at_once = max(1, min(workers, default_workers()))
     on_cpu = job.encoder.device.type == "cpu"
     of_one = reading / at_once + encoding if on_cpu else max(reading / at_once, encoding)
-    return Estimate(images, images * a_row, of_one * images)
+    small = sum(map(len, decoded.thumbnails)) / len(some)
+    return Estimate(images, round(images * (a_row + small)), of_one * images)

@@ -19,8 +19,10 @@ from medprobe.embed.forward import BatchSize, Forward, to_pixels
 from medprobe.embed.precision import MIN_COSINE, choose_precision, lowest_cosine
 from medprobe.encoders.base import Encoder, fingerprint
 from medprobe.errors import DataError, UsageError
+from medprobe.images.thumbnail import MAX_BYTES
 from medprobe.manifest import Manifest
-from medprobe.store import FeatureStore, Plan
+from medprobe.store import FeatureStore
+from medprobe.store_records import Plan
 from medprobe.store_writer import create_store, replace_samples
 from medprobe.tables import ids_digest
 
@@ -64,6 +66,7 @@ def prepare(
     block_rows: int,
     overwrite: bool,
     update: bool = True,
+    thumbnails: bool | None = None,
 ) -> Job:
     """Return the job for one encoder: its store made, or the one that is there checked and brought up to date.
 
@@ -80,6 +83,7 @@ def prepare(
         block_rows: Rows of a block, for a store that is made here.
         overwrite: Delete the store that is there.
         update: Bring the columns of a store that is there up to date: one process does that, not several.
+        thumbnails: Whether a thumbnail of each image is to be kept; None where the store is there and knows.
 
     Raises:
         DataError: The store that is there was made from other images, weights or preprocessing.
@@ -97,7 +101,9 @@ def prepare(
     size = BatchSize.of(batch_size, device, 3 * math.prod(encoder.preprocess.geometry.size))
     if is_there and not overwrite:
         store = FeatureStore(path, partial=True)
-        _check_same(store, manifest, provenance, precision, device, dtype)
+        _check_same(store, manifest, provenance, precision, dtype, thumbnails)
+        if store.thumbnail_bytes and thumbnails is False:
+            log.info("%s: goes on with thumbnails, as it was begun", path.name)
         try:
             replaced = update and replace_samples(store, manifest.samples, _roles(manifest))
         except OSError as error:
@@ -132,11 +138,12 @@ def prepare(
             _roles(manifest),
             card={**encoder.card.to_dict(), "parameters": str(encoder.n_parameters)},
             versions=versions(),
+            thumbnail_bytes=MAX_BYTES if thumbnails else 0,
         )
     except OSError as error:
         raise DataError(f"{path} could not be made: {error.strerror or error}") from error
-    if store.plan != plan:  # another process was first
-        _check_same(store, manifest, provenance, precision, device, dtype)
+    if store.plan != plan or bool(store.thumbnail_bytes) != bool(thumbnails):  # another process was first
+        _check_same(store, manifest, provenance, precision, dtype, thumbnails)
     return Job(Forward(encoder, store.plan.precision, size), store)
 
 
@@ -162,8 +169,8 @@ def _check_same(
     manifest: Manifest,
     provenance: Mapping[str, Any],
     precision: str,
-    device: torch.device,
     dtype: str,
+    thumbnails: bool | None,
 ) -> None:
     """Compare an existing store with what is asked for and name every difference."""
     plan = store.plan
@@ -187,6 +194,8 @@ def _check_same(
         differences.append(f"precision is {precision}, was {plan.precision}")
     if dtype != "auto" and set(plan.dtypes.values()) != {dtype}:
         differences.append(f"dtype is {dtype}, was {', '.join(sorted(set(plan.dtypes.values())))}")
+    if thumbnails and not store.thumbnail_bytes:
+        differences.append("thumbnails are asked for (--thumbnails), and it was begun without them")
     if differences:
         raise DataError(
             f"{store.path} was made from something else: {'; '.join(differences)}. "

@@ -20,9 +20,8 @@ from medprobe.embed.block import Block, Span, Writer
 from medprobe.embed.forward import Batch
 from medprobe.embed.job import Job
 from medprobe.errors import DataError
-from medprobe.images.decode import Decoder, chunks
+from medprobe.images.decode import Decoder, Task, chunks
 from medprobe.images.geometry import Geometry
-from medprobe.images.sources import Payload
 from medprobe.manifest import Manifest
 
 
@@ -133,12 +132,13 @@ def _encoded(
     """Yield a block each time that rows of it were decoded or encoded; it is complete the last time, and only then."""
     asked: deque[Span] = deque()  # of each chunk that is being decoded
 
-    def tasks() -> Iterator[tuple[list[Payload], list[Geometry]]]:
+    def tasks() -> Iterator[Task]:
         for span in spans:
             geometries = _geometries(jobs, span)
+            thumbnails = any(jobs[i].store.thumbnail_bytes for i in span.wanted)
             for chunk in chunks(manifest.images, range(span.start, span.stop), geometries):
                 asked.append(span)
-                yield [manifest.images.payload(row) for row in chunk], geometries
+                yield Task([manifest.images.payload(row) for row in chunk], geometries, thumbnails)
 
     stream = decoder.stream(tasks())
     launched: deque[_Launched] = deque()

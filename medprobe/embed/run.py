@@ -97,6 +97,7 @@ def embed(
     image_size: int | None = None,
     exact_decode: bool = False,
     tokens: bool = False,
+    thumbnails: bool = False,
     normalize: str = ENCODER,
     device: str = "auto",
     engine: str = "local",
@@ -145,6 +146,8 @@ def embed(
         image_size: Another input size than the encoder's own.
         exact_decode: Decode large JPEG files in full.
         tokens: Keep all patch tokens as well, as the view ``tokens``, for the attentive probe: some 300 KB an image.
+        thumbnails: Keep a JPEG of each image, 96 pixels along its longer side, some 2 KB. These are images of patients and
+            travel with the store.
         normalize: Whose mean and standard deviation: ``encoder``, ``dataset`` (of its training images), or six numbers
             ``mean,mean,mean,std,std,std`` in 0..1.
         device: ``auto``, ``cpu``, ``cuda`` (all that are there), ``mps``, or several such as ``cuda:0,cuda:1``, each with a
@@ -253,6 +256,7 @@ def embed(
                     block_rows=block_rows,
                     overwrite=overwrite,
                     update=share.rank == 0 and not dry_run,
+                    thumbnails=thumbnails,
                 )
             )
         to_do = [blocks_to_do(job.store, manifest.images, mine=share.has, check_digest=check_digest) for job in jobs]

@@ -16,10 +16,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from queue import SimpleQueue
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from medprobe.images.raster import (
     read_source,
 )
 from medprobe.images.sources import ImageSource, Payload, Slice, Source
+from medprobe.images.thumbnail import GEOMETRY, jpeg
 
 CHUNK = 24  # images: with two chunks in flight, enough to go on reading while a batch is encoded
 _CHUNK_BYTES = 1 << 24  # of pixels that travel together, at most
@@ -56,6 +57,7 @@ class Decoded:
         appearance: For each geometry float32 (images, 4): height and width of the source, mean and standard deviation
             of every fourth pixel's values in each direction; zeros where the image could not be read.
         reasons: Why each unreadable image is so, in their order.
+        thumbnails: Of the readable images, as JPEG files; none where none are wanted.
 
     """
 
@@ -64,20 +66,24 @@ class Decoded:
     digests: np.ndarray
     appearance: list[np.ndarray]
     reasons: list[str]
+    thumbnails: list[bytes] = field(default_factory=list)
 
 
-def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry]) -> Decoded:
+def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry], thumbnails: bool = False) -> Decoded:
     """Return some images, decoded once and resized for every geometry. Nothing is raised for a bad image."""
     pixels: list[list[np.ndarray]] = [[] for _ in geometries]
     readable = np.zeros(len(payloads), dtype=bool)
     digests = np.zeros((len(payloads), DIGEST_BYTES), dtype=np.uint8)
     appearance = [np.zeros((len(payloads), 4), dtype=np.float32) for _ in geometries]
     reasons = []
+    small: list[bytes] = []
     for i, payload in enumerate(payloads):
         try:
             source, region = opened(payload)
             digests[i] = content_digest(source, region)
-            size, found = read_rgb(source, geometries, region)
+            size, found = read_rgb(source, geometries, region, [GEOMETRY] if thumbnails else ())
+            if thumbnails:
+                small.append(jpeg(found.pop()))
             for images, looks, image in zip(pixels, appearance, found, strict=True):
                 images.append(image)
                 looks[i] = *size, *_mean_and_std(image[::4, ::4])
@@ -88,7 +94,7 @@ def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry]) -> Decod
         np.stack(images) if images else np.zeros((0, *geometry.size, 3), dtype=np.uint8)
         for images, geometry in zip(pixels, geometries, strict=True)
     ]
-    return Decoded(stacks, readable, digests, appearance, reasons)
+    return Decoded(stacks, readable, digests, appearance, reasons, small)
 
 
 def _mean_and_std(pixels: np.ndarray) -> tuple[float, float]:
@@ -136,7 +142,12 @@ def opened(payload: Payload) -> tuple[Source, Region]:
     return source, Region(payload.frame, box)
 
 
-Task = tuple[Sequence[Payload], Sequence[Geometry]]
+class Task(NamedTuple):
+    """What :func:`decode` is asked for."""
+
+    payloads: Sequence[Payload]
+    geometries: Sequence[Geometry]
+    thumbnails: bool = False
 
 
 def _pixel_bytes(chunk: Sequence[Payload], geometries: Sequence[Geometry]) -> int:
@@ -184,7 +195,7 @@ class Decoder:
 
     def run(self, chunks: Iterable[Sequence[Payload]], geometries: Sequence[Geometry]) -> Iterator[Decoded]:
         """Yield :func:`decode` of each chunk."""
-        return self.stream((chunk, geometries) for chunk in chunks)
+        return self.stream(Task(chunk, geometries) for chunk in chunks)
 
     def stream(self, tasks: Iterable[Task]) -> Iterator[Decoded]:
         """Yield :func:`decode` of each task, which are chunks of images with their geometries.
@@ -192,8 +203,8 @@ class Decoder:
         Later ones are decoded while the first are waited for, as many as ``_WAITING_BYTES`` allow, two at least.
         """
         if self.workers == 0:
-            for chunk, geometries in tasks:
-                yield decode(chunk, geometries)
+            for task in tasks:
+                yield decode(*task)
             return
         rest = iter(tasks)
         finished: SimpleQueue[None] = SimpleQueue()  # an entry for each task that is done
@@ -210,13 +221,13 @@ class Decoder:
                 yield first.future.result()
             except BrokenProcessPool:
                 self._stop()
-                yield self._one_by_one(*first.task)
+                yield self._one_by_one(first.task)
                 waiting = deque(a if a.done and not a.lost else self._ask(a.task, finished) for a in waiting)
 
     def _fill_up(self, waiting: deque[_Asked], rest: Iterator[Task], finished: SimpleQueue[None]) -> None:
         if any(asked.lost for asked in waiting):
             return  # first comes the turn of those
-        bytes_waiting = sum(_pixel_bytes(*asked.task) for asked in waiting)
+        bytes_waiting = sum(_pixel_bytes(*asked.task[:2]) for asked in waiting)
         at_work = sum(not asked.done for asked in waiting)
         while at_work < self.workers * _AHEAD and (bytes_waiting < _WAITING_BYTES or len(waiting) < _AHEAD):
             task = next(rest, None)
@@ -224,10 +235,10 @@ class Decoder:
                 return
             waiting.append(self._ask(task, finished))
             at_work += 1
-            bytes_waiting += _pixel_bytes(*task)
+            bytes_waiting += _pixel_bytes(*task[:2])
 
     def _ask(self, task: Task, finished: SimpleQueue[None]) -> _Asked:
-        asked = _Asked(task, self._submit(*task))
+        asked = _Asked(task, self._submit(task))
 
         def note(_: Future[Decoded]) -> None:
             asked.done = True
@@ -236,7 +247,7 @@ class Decoder:
         asked.future.add_done_callback(note)
         return asked
 
-    def _submit(self, chunk: Sequence[Payload], geometries: Sequence[Geometry]) -> Future[Decoded]:
+    def _submit(self, task: Task) -> Future[Decoded]:
         if self._pool is None:
             # loky does not import the caller's main module, so that a plain script may call medprobe.embed.
             from joblib.externals.loky import ProcessPoolExecutor
@@ -246,21 +257,21 @@ class Decoder:
             )
         try:
             with interrupts_blocked():
-                return cast("Future[Decoded]", self._pool.submit(decode, chunk, geometries))
+                return cast("Future[Decoded]", self._pool.submit(decode, *task))
         except BrokenProcessPool:  # by a chunk whose turn has not come yet
             self._stop()
-            return self._submit(chunk, geometries)
+            return self._submit(task)
 
-    def _one_by_one(self, chunk: Sequence[Payload], geometries: Sequence[Geometry]) -> Decoded:
+    def _one_by_one(self, task: Task) -> Decoded:
         parts = []
-        for payload in chunk:
+        for payload in task.payloads:
             try:
-                parts.append(self._submit([payload], geometries).result())
+                parts.append(self._submit(task._replace(payloads=[payload])).result())
             except BrokenProcessPool:
                 self._stop()
-                none = [np.zeros((0, *g.size, 3), dtype=np.uint8) for g in geometries]
+                none = [np.zeros((0, *g.size, 3), dtype=np.uint8) for g in task.geometries]
                 digest = np.zeros((1, DIGEST_BYTES), dtype=np.uint8)
-                unseen = [np.zeros((1, 4), dtype=np.float32) for _ in geometries]
+                unseen = [np.zeros((1, 4), dtype=np.float32) for _ in task.geometries]
                 reason = "killed the process that read it"
                 parts.append(Decoded(none, np.zeros(1, dtype=bool), digest, unseen, [reason]))
         return Decoded(
@@ -269,6 +280,7 @@ class Decoder:
             np.concatenate([p.digests for p in parts]),
             [np.concatenate(looks) for looks in zip(*(p.appearance for p in parts), strict=True)],
             [reason for p in parts for reason in p.reasons],
+            [thumbnail for p in parts for thumbnail in p.thumbnails],
         )
 
     def _stop(self) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from medprobe.images.window import FILE, VOLUME_RULE, Window
 
-Crop = Literal["center", "none", "pad"]
+Crop = Literal["center", "none", "pad", "fit"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 _RESAMPLING = {
@@ -25,10 +25,11 @@ class Geometry:
     """Resize and crop of an image, as torchvision does them for Pillow images, always with antialiasing.
 
     Attributes:
-        size: Height and width of the result.
+        size: Height and width of the result; with ``fit`` the most that they may be.
         resize: Length of the shorter side (aspect kept), or height and width (aspect not kept), or None for no resize.
         crop: ``center`` cuts the middle out (black where the image is smaller), ``none`` takes the resized image as it
-            is, ``pad`` fits the whole image inside ``size`` and centres it on black (``resize`` is not used).
+            is, ``pad`` fits the whole image inside ``size`` and centres it on black (``resize`` is not used), ``fit`` makes
+            it no larger than ``size`` and leaves it at that.
         interpolation: Filter of the resize.
         exact_decode: Decode a JPEG in full even where it is far larger than needed.
         window: How grey values of a DICOM file or a volume become 0..255.
@@ -61,8 +62,8 @@ class Geometry:
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Return width and height of an image of that width and height after the resize, before the crop."""
-        if self.crop == "pad":
-            scale = min(self.size[0] / height, self.size[1] / width)
+        if self.crop in {"pad", "fit"}:
+            scale = min(self.size[0] / height, self.size[1] / width, *([1.0] if self.crop == "fit" else []))
             return max(1, round(width * scale)), max(1, round(height * scale))
         if self.resize is None:
             return width, height
@@ -73,12 +74,12 @@ class Geometry:
         return (self.resize, longer) if width <= height else (longer, self.resize)
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """Return the resized and cropped image, of ``size``."""
+        """Return the resized and cropped image."""
         target = self.resized(*image.size)
         if image.size != target:
             image = image.resize(target, _RESAMPLING[self.interpolation])
         height, width = self.size
-        if image.size == (width, height):
+        if image.size == (width, height) or self.crop == "fit":
             return image
         left, top = round((image.width - width) / 2.0), round((image.height - height) / 2.0)
         if image.width < width:

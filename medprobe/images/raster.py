@@ -146,7 +146,7 @@ def load_rgb(source: bytes | np.ndarray, geometries: Sequence[Geometry]) -> list
 
 
 def read_rgb(
-    source: Source, geometries: Sequence[Geometry], region: Region = WHOLE
+    source: Source, geometries: Sequence[Geometry], region: Region = WHOLE, beside: Sequence[Geometry] = ()
 ) -> tuple[tuple[int, int], list[np.ndarray]]:
     """Return the image's own height and width, and the image once for each geometry, uint8 (height, width, 3).
 
@@ -160,6 +160,8 @@ def read_rgb(
         geometries: What is wanted; they share one window.
         region: Which frame of a file of several, and what is cut out of it before it is resized; the size that is
             returned is then of that.
+        beside: More geometries, whose images come last. They have no say in how much of a JPEG is decoded, so that the
+            others are the same with and without them.
 
     Raises:
         ImageError: The source is no image that can be used, with the reason; no other exception whatever the bytes.
@@ -169,11 +171,11 @@ def read_rgb(
     with _reasons():
         image, (height, width) = _picture(source, geometries, geometries[0].window, region)
         own = height, width
-        for geometry in geometries:
+        for geometry in (*geometries, *beside):
             width, height = geometry.resized(*image.size)
             if width * height > MAX_PIXELS:  # a thread of a picture: its longer side grows with its shorter one
                 raise ImageError(f"too large: over {MAX_PIXELS:,} pixels once resized")
-        return own, [np.asarray(geometry.apply(image)) for geometry in geometries]
+        return own, [np.asarray(geometry.apply(image)) for geometry in (*geometries, *beside)]
 
 
 def mask_box(source: bytes) -> Box:

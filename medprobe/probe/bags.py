@@ -14,7 +14,8 @@ from medprobe.errors import DataError, UsageError
 from medprobe.probe.leaks import image_codes, joined
 from medprobe.probe.targets import Floats
 from medprobe.probe.task import missing
-from medprobe.store import FeatureStore, Plan
+from medprobe.store import FeatureStore
+from medprobe.store_records import Plan
 
 MEAN, MAX, BOTH = "mean", "max", "mean+max"
 POOLS = (MEAN, MAX, BOTH)
