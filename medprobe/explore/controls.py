@@ -39,6 +39,7 @@ class Controls:
         self, session: Session, state: Callable[[], State], ask: Callable[..., None], turn: Callable[..., None]
     ) -> None:
         self._session, self._state, self._ask, self._turn = session, state, ask, turn
+        self._shown = ""  # class that curves are about
         self._errors: dict[str, ui.label] = {}
         self._now: dict[str, ui.label] = {}
         self._store = session.first
@@ -62,6 +63,7 @@ class Controls:
         """Take note of an answer: nothing is wrong, and there are classes to choose from."""
         for label in (*self._errors.values(), self._general):
             label.set_text("")
+        self._shown = board.positive
         self._positive.set_options(choices.named(board.classes), value=board.positive)
         encoders = dict.fromkeys(row.encoder for row in board.rows)
         chosen = self._state().encoder if self._state().encoder in encoders else ""
@@ -268,7 +270,7 @@ class Controls:
             self._ask(encoder=encoder or "")
 
     def _call_positive(self, name: str | None) -> None:
-        if name and name != self._state().positive:
+        if name and name != self._shown:
             self._ask(positive=name)
 
     def _threshold(self, event: Any) -> None:

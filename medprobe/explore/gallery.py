@@ -30,7 +30,7 @@ class Gallery:
         pictures: Where they come from.
         state: Gives the present state.
         board: Gives what is shown, or None before the first answer.
-        ask: Changes the state.
+        look: Changes what is looked at.
 
     """
 
@@ -39,9 +39,9 @@ class Gallery:
         pictures: Pictures,
         state: Callable[[], State],
         board: Callable[[], Board | None],
-        ask: Callable[..., None],
+        look: Callable[..., bool],
     ) -> None:
-        self._pictures, self._state, self._board, self._ask = pictures, state, board, ask
+        self._pictures, self._state, self._board, self._look_at = pictures, state, board, look
         self.visible = False
         self._turn = 0
         self._row: int | None = None
@@ -54,12 +54,12 @@ class Gallery:
                         {None: "one colour", **named(columns(store))},
                         value=state().colour,
                         label="Colour by",
-                        on_change=lambda event: ask(colour=event.value),
+                        on_change=lambda event: self._change(colour=event.value),
                     ).props("dense options-dense data-testid=colour")
                     ui.toggle(
                         {"pca": "PCA", "umap": "UMAP"},
                         value=state().projection,
-                        on_change=lambda event: ask(projection=event.value, region=()),
+                        on_change=lambda event: self._change(projection=event.value, region=()),
                     ).props("dense no-caps unelevated size=sm")
                 with ui.element("div").classes("panel").props("data-testid=map"):
                     self._map = Figure("region", self._selected)
@@ -84,7 +84,11 @@ class Gallery:
 
     def _selected(self, region: tuple[float, ...]) -> None:
         self._choice.set_value(SELECTED)
-        self._ask(region=region)
+        self._change(region=region)
+
+    def _change(self, **changes: Any) -> None:
+        if self._look_at(**changes):
+            self.answered()
 
     async def _fill(self, turn: int) -> None:
         board, state = self._board(), self._state()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from medprobe.errors import DataError
 from medprobe.probe.bags import AnyRows, Bags
 
-SIDE = 112
-"""Pixels of the longer side of a picture that is made here."""
-
+if TYPE_CHECKING:
+    from medprobe.images.sources import ImageSource
 
 class Images:
     """Where small pictures come from.
@@ -29,14 +30,14 @@ class Images:
         """Return a JPEG of each of these samples; None where the store keeps none and the images are not at hand."""
         if isinstance(store, Bags):
             return [None] * len(rows)
-        found = store.thumbnails(rows)
+        found = store.thumbnails(np.flatnonzero(store.mask)[list(rows)])
         if self._data is None:
             return found
         ids = store.samples["id"].to_numpy()
         return [kept or self._made(str(ids[row])) for kept, row in zip(found, rows, strict=True)]
 
     @cached_property
-    def _manifest(self) -> tuple[dict[str, int], object]:
+    def _manifest(self) -> tuple[dict[str, int], ImageSource]:
         from medprobe.manifest import read_manifest
 
         assert self._data is not None
@@ -45,20 +46,15 @@ class Images:
 
     def _made(self, name: str) -> bytes | None:
         """Return a picture of the image of that id: only images that the data set itself names are read."""
-        from PIL import Image
-
         from medprobe.images.decode import opened
-        from medprobe.images.geometry import Geometry
         from medprobe.images.raster import read_rgb
+        from medprobe.images.thumbnail import GEOMETRY, jpeg
 
         places, images = self._manifest
         if name not in places:
             return None
         try:
-            source, part = opened(images.payload(places[name]))  # type: ignore[attr-defined]
-            pixels = read_rgb(source, [Geometry((SIDE, SIDE), None, crop="pad")], part)[1][0]
+            source, part = opened(images.payload(places[name]))
+            return jpeg(read_rgb(source, [GEOMETRY], part)[1][0])
         except DataError:
             return None
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=85)
-        return file.getvalue()

@@ -58,19 +58,19 @@ class Page:
             ui.button("Copy as command", on_click=self.reproduce).props("flat dense no-caps data-testid=reproduce")
         with ui.element("div").classes("explorer"):
             with ui.element("aside"):
+                ui.label(refused).classes("general").props("data-testid=refused")
                 self.controls = Controls(session, lambda: self.state, self.ask, self.turn_threshold)
             with ui.element("section").classes("answers"):
                 with ui.tabs().props("dense no-caps align=left") as tabs:
-                    answers, images = ui.tab("Answers"), ui.tab("Images")
+                    answers = ui.tab("Answers")
+                    images = ui.tab("Images").props("data-testid=tab-images")
                 with ui.tab_panels(tabs, value=images if self.state.region else answers, animated=False) as panels:
                     with ui.tab_panel(answers):
                         self._answers()
                     with ui.tab_panel(images):
-                        self.gallery = Gallery(pictures, lambda: self.state, lambda: self.board, self.ask)
+                        self.gallery = Gallery(pictures, lambda: self.state, lambda: self.board, self.look)
                 panels.on_value_change(lambda event: self.gallery.opened(event.value == "Images"))
                 self.gallery.visible = bool(self.state.region)
-        if refused:
-            self.controls.fail(refused)
         self.ask()
 
     def _answers(self) -> None:
@@ -94,9 +94,22 @@ class Page:
             self.controls.fail(str(error))
             return
         self.turn += 1
+        self._link()
+        background_tasks.create(self._follow(self.turn))
+
+    def look(self, **changes: Any) -> bool:
+        """Take a change of what is looked at, which asks nothing anew; return whether it can be."""
+        try:
+            self.state = replace(self.state, **changes)
+        except MedprobeError as error:
+            self.controls.fail(str(error))
+            return False
+        self._link()
+        return True
+
+    def _link(self) -> None:
         link = json.dumps(f"?{self.state.to_query()}")
         self.client.run_javascript(f'history.replaceState(null, "", {link})')
-        background_tasks.create(self._follow(self.turn))
 
     async def _follow(self, turn: int) -> None:
         """Show the answers of a question as they arrive, unless a newer one is asked."""
@@ -128,7 +141,7 @@ class Page:
         self.controls.answered(board)
         waiting = f"; {board.waiting} to come" if board.waiting else ""
         self.status.set_text(f"{board.shown} answered in {seconds:.2f} s{waiting}")
-        self.status.props(f"data-turn={self.turn} data-probe={board.shown} data-sure={str(board.sure).lower()}")
+        self.status.props(f"data-turn={self.turn} data-probe={board.shown} data-sure={str(board.sure).lower()} data-done={str(not board.waiting).lower()}")
         self.said.set_text(said(board))
         for name, panel in panels.items():
             self._put(name, panel)
@@ -142,15 +155,9 @@ class Page:
             self.figures[name].show(panel.spec)
 
     def turn_threshold(self, **changes: Any) -> None:
-        """Take another threshold or prevalence: nothing is asked anew of predictions that are there."""
-        try:
-            self.state = replace(self.state, **changes)
-        except MedprobeError as error:
-            self.controls.fail(str(error))
-            return
-        link = json.dumps(f"?{self.state.to_query()}")
-        self.client.run_javascript(f'history.replaceState(null, "", {link})')
-        background_tasks.create(self._measure(self.turn, moved=True))
+        """Take another threshold or prevalence, of predictions that are there."""
+        if self.look(**changes):
+            background_tasks.create(self._measure(self.turn, moved=True))
 
     async def _measure(self, turn: int, *, moved: bool = False) -> None:
         """Show what comes of the threshold: values at once, intervals as they are there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import webbrowser
@@ -64,7 +65,8 @@ def serve(root: Callable[[], object], port: int, *, opened: bool, ready: Callabl
                 threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
     config = uvicorn.Config(app, log_level="error", ws_max_size=16 * 2**20, timeout_graceful_shutdown=1)
-    Server(config).run(sockets=[listener])
+    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once it has shut down
+        Server(config).run(sockets=[listener])
 
 
 async def _guarded(request: Request, call_next: RequestResponseEndpoint) -> Response:
