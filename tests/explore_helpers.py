@@ -17,7 +17,7 @@ from PIL import Image
 
 N = 240
 SCRIPT = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">"
-FORMULA = "=HYPERLINK(\"http://evil.example/\",\"{{7*7}} ${alert(1)}\")"
+FORMULA = '=HYPERLINK("http://evil.example/","{{7*7}} ${alert(1)}")'
 
 
 def samples(folder: Path | None = None) -> pd.DataFrame:

@@ -22,6 +22,14 @@ pytest.importorskip("duckdb")
 
 WAIT = 60_000  # milliseconds that a loaded machine may take
 
+_TEXTS = "[...document.querySelectorAll('[data-testid=leaderboard] svg text')]"
+# The number in the line of a name.
+_VALUE = f"""name => {{
+  const texts = {_TEXTS}, height = text => text.getBoundingClientRect().y;
+  const line = height(texts.find(text => text.textContent === name));
+  return texts.find(text => /^0\\.\\d{{3}} \\(/.test(text.textContent) && Math.abs(height(text) - line) < 6).textContent;
+}}"""
+
 
 class Tab:
     """A page of the explorer, and all that it asked for."""
@@ -58,19 +66,8 @@ class Tab:
 
     def value(self, method: str) -> str:
         """Return the number that the leaderboard shows for a method."""
-        self.page.wait_for_function(
-            """name => [...document.querySelectorAll('[data-testid=leaderboard] svg text')].some(t => t.textContent === name)""",
-            arg=method,
-        )  # fmt: skip
-        return json.loads(
-            self.page.evaluate(
-                """name => { const t = [...document.querySelectorAll('[data-testid=leaderboard] svg text')];
-                    const of = e => e.getBoundingClientRect().y;
-                    const y = of(t.find(e => e.textContent === name));
-                    return JSON.stringify(t.find(e => /^0\\.\\d{3} \\(/.test(e.textContent) && Math.abs(of(e) - y) < 6).textContent); }""",
-                method,
-            )  # fmt: skip
-        )
+        self.page.wait_for_function(f"name => {_TEXTS}.some(t => t.textContent === name)", arg=method)
+        return str(self.page.evaluate(_VALUE, method))
 
     def choose(self, testid: str, option: str) -> None:
         self.page.click(f"[data-testid={testid}]")
@@ -132,7 +129,7 @@ def shown(row: dict[str, Any]) -> str:
 
 def test_what_is_shown_is_what_the_copied_command_prints(tab):
     """Filter, merge classes, few labels: then the command of the page gives the page's numbers, of both probes."""
-    tab.open(State(stores=("fake/good", "fake/poor"), target="grade", probe="logreg", n_folds=3, subgroup="site"))
+    tab.open(State(stores=("fake/good", "fake/poor"), target="grade", probe="logreg"))
     before = tab.value("fake/good, ridge")
     turn = tab.turn
     tab.page.fill("[data-testid=where-input]", "age > 35")
@@ -176,7 +173,9 @@ def test_a_link_restores_the_view_and_python_its_operating_point(tab):
     tab.page.locator("[data-testid=prevalence-slider]").focus()
     for _ in range(5):
         tab.page.keyboard.press("ArrowRight")
-    tab.page.wait_for_function("location.search.includes('threshold=0.3') && location.search.includes('prevalence=0.05')")
+    tab.page.wait_for_function(
+        "location.search.includes('threshold=0.3') && location.search.includes('prevalence=0.05')"
+    )
     tab.page.wait_for_function("!document.querySelector('[data-testid=measures]').innerText.includes('not defined')")
     moved = tab.text("measures")
     assert tab.turn == turn, "a threshold asks nothing anew"

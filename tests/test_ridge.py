@@ -200,4 +200,6 @@ def test_few_rows_have_the_path_of_their_sums():
     for a, b in zip(few.held_out(new, ALPHAS, False), sums.held_out(new, ALPHAS, False), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)  # the covariance's own rounding, at the weakest penalties
     for alpha in (1.0, 1e-3):
-        np.testing.assert_allclose(few.scores(few.rotated(new), alpha), sums.scores(sums.rotated(new), alpha), atol=1e-8)
+        np.testing.assert_allclose(
+            few.scores(few.rotated(new), alpha), sums.scores(sums.rotated(new), alpha), atol=1e-8
+        )

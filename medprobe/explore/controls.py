@@ -42,7 +42,7 @@ class Controls:
         self._shown = ""  # class that curves are about
         self._errors: dict[str, ui.label] = {}
         self._now: dict[str, ui.label] = {}
-        self._store = session.first
+        self._store = session.leading(state())
         self._columns = choices.named(choices.columns(self._store))
         self._general = ui.label("").classes("general").props("data-testid=general-error")
         self._features()
@@ -80,7 +80,9 @@ class Controls:
             self._errors |= dict.fromkeys(flags, error)
 
     def _select(self, options: Mapping[Any, str], value: Any, change: Callable[[Any], None], **more: Any) -> ui.select:
-        known = dict(options) if isinstance(value, list | tuple) or value in options else {**options, value: short(value)}
+        known = (
+            dict(options) if isinstance(value, list | tuple) or value in options else {**options, value: short(value)}
+        )
         return ui.select(known, value=value, on_change=lambda event: change(event.value), **more).props(
             "dense options-dense outlined"
         )
@@ -89,9 +91,9 @@ class Controls:
         state, session = self._state(), self._session
         ui.element("h2").props["innerHTML"] = "Features"
         with self._control("Encoders", "store", testid="stores"):
-            self._select(
-                choices.named(list(session.stores)), session.chosen(state), self._stores, multiple=True
-            ).props("use-chips")
+            self._select(choices.named(list(session.stores)), session.chosen(state), self._stores, multiple=True).props(
+                "use-chips"
+            )
         views = dict.fromkeys(view for store in session.stores.values() for view in store.views)
         with self._control("View", "view"):
             self._select(
@@ -99,7 +101,9 @@ class Controls:
                 state.view, lambda value: self._ask(view=value),
             )  # fmt: skip
         with self._control("Probe, after ridge", "probe"):
-            self._select(dict.fromkeys(PROBES) | {p: p for p in PROBES}, state.probe, lambda value: self._ask(probe=value))
+            self._select(
+                dict.fromkeys(PROBES) | {p: p for p in PROBES}, state.probe, lambda value: self._ask(probe=value)
+            )
 
     def _stores(self, names: list[str]) -> None:
         every = list(self._session.stores)
@@ -213,9 +217,7 @@ class Controls:
                 self._share = self._select(
                     {s: f"{s:.0%}" for s in (0.1, 0.2, 0.3, 0.5)}, state.test_size or 0.3, lambda _: self._resplit()
                 )
-                self._site = self._select(
-                    {None: "column", **self._columns}, state.leave_out, lambda _: self._resplit()
-                )
+                self._site = self._select({None: "column", **self._columns}, state.leave_out, lambda _: self._resplit())
             self._show_split()
         with self._control("Patients (group)", "group"):
             recorded = self._store.roles["group"]

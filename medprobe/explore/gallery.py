@@ -13,6 +13,7 @@ from medprobe.explore.choices import columns, named
 from medprobe.explore.figure import Figure
 from medprobe.explore.pictures import Entry, Pictures
 from medprobe.explore.state import State
+from medprobe.report.words import short
 
 SELECTED, ERRORS, DUPLICATES, NEAR = "Selected", "Likely label errors", "Near-duplicates", "Neighbours"
 _EMPTY = {
@@ -46,12 +47,13 @@ class Gallery:
         self._turn = 0
         self._row: int | None = None
         self._map_of: tuple[Any, ...] = ()
-        store = pictures.session.first
+        options = {None: "one colour", **named(columns(pictures.session.leading(state())))}
+        options.setdefault(state().colour, short(state().colour, 48))
         with ui.element("div").classes("images"):
             with ui.element("div").classes("left"):
                 with ui.element("div").classes("line"):
                     ui.select(
-                        {None: "one colour", **named(columns(store))},
+                        options,
                         value=state().colour,
                         label="Colour by",
                         on_change=lambda event: self._change(colour=event.value),

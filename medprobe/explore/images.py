@@ -15,6 +15,7 @@ from medprobe.probe.bags import AnyRows, Bags
 if TYPE_CHECKING:
     from medprobe.images.sources import ImageSource
 
+
 class Images:
     """Where small pictures come from.
 

@@ -49,7 +49,7 @@ class Page:
         except MedprobeError as error:
             self.state, refused = State(), str(error)
         if self.state.target is None:
-            self.state = replace(self.state, target=next(iter(targets(session.first)), None))
+            self.state = replace(self.state, target=next(iter(targets(session.leading(self.state))), None))
         ui.add_css(STYLE)
         with ui.element("header").classes("top"):
             ui.element("h1").props["innerHTML"] = "medprobe"
@@ -141,7 +141,9 @@ class Page:
         self.controls.answered(board)
         waiting = f"; {board.waiting} to come" if board.waiting else ""
         self.status.set_text(f"{board.shown} answered in {seconds:.2f} s{waiting}")
-        self.status.props(f"data-turn={self.turn} data-probe={board.shown} data-sure={str(board.sure).lower()} data-done={str(not board.waiting).lower()}")
+        self.status.props(
+            f"data-turn={self.turn} data-probe={board.shown} data-sure={str(board.sure).lower()} data-done={str(not board.waiting).lower()}"
+        )
         self.said.set_text(said(board))
         for name, panel in panels.items():
             self._put(name, panel)

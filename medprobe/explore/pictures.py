@@ -20,7 +20,6 @@ from medprobe.explore.state import State
 from medprobe.probe.bags import Bags
 from medprobe.probe.leaks import near_pairs
 from medprobe.probe.search import neighbours
-from medprobe.probe.task import missing
 from medprobe.probe.whatif import subgroup_names
 from medprobe.report.style import COLOURS, GREY, altair, finished, inline
 from medprobe.report.words import counted, short, unlike

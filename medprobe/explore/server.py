@@ -46,7 +46,9 @@ def serve(root: Callable[[], object], port: int, *, opened: bool, ready: Callabl
         listener.bind((HOST, port))
     except OSError as error:
         listener.close()
-        raise UsageError(f"--port {port}: cannot be listened on ({error.strerror}); name another, or 0 for any") from error
+        raise UsageError(
+            f"--port {port}: cannot be listened on ({error.strerror}); name another, or 0 for any"
+        ) from error
     address = f"http://{HOST}:{listener.getsockname()[1]}/"
 
     app = FastAPI(openapi_url=None)
@@ -64,7 +66,7 @@ def serve(root: Callable[[], object], port: int, *, opened: bool, ready: Callabl
             if opened:
                 threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
-    config = uvicorn.Config(app, log_level="error", ws_max_size=16 * 2**20, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_level="critical", ws_max_size=16 * 2**20, timeout_graceful_shutdown=1)
     with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once it has shut down
         Server(config).run(sockets=[listener])
 

@@ -141,10 +141,9 @@ class Session:
         """Return the paths of the stores that a state compares, as they were given."""
         return [self.paths[name] for name in self.chosen(state)]
 
-    @property
-    def first(self) -> AnyRows:
-        """The first store, whose columns can be chosen from."""
-        return next(iter(self.stores.values()))
+    def leading(self, state: State) -> AnyRows:
+        """Return the first store that a state compares, whose columns can be chosen from."""
+        return self.stores[self.chosen(state)[0]]
 
     def features(self, name: str, view: str | None) -> Features:
         """Return the vectors of a store."""
@@ -171,7 +170,13 @@ class Session:
         return self._questions.get((name, state.view, wish), make)
 
     def answer(
-        self, name: str, state: State, probe: str, *, n_resamples: int = RESAMPLES, stale: Callable[[], bool] | None = None
+        self,
+        name: str,
+        state: State,
+        probe: str,
+        *,
+        n_resamples: int = RESAMPLES,
+        stale: Callable[[], bool] | None = None,
     ) -> Results:
         """Return the rows of one probe on one store, and its predictions: those of :func:`medprobe.probe`.
 
