@@ -84,7 +84,9 @@ _CLOCK = """() => {
   const figure = document.querySelector('[data-testid=leaderboard] .figure'), was = figure.dataset.drawn;
   const start = performance.now();
   window.drawnAfter = new Promise(done => new MutationObserver((_, me) => {
-    if (figure.dataset.drawn !== was) { me.disconnect(); requestAnimationFrame(() => done((performance.now() - start) / 1000)); }
+    if (figure.dataset.drawn === was) return;
+    me.disconnect();
+    requestAnimationFrame(() => done((performance.now() - start) / 1000));
   }).observe(figure, {attributes: true, attributeFilter: ['data-drawn']}));
 }"""
 

@@ -20,7 +20,7 @@ from medprobe.explore.figure import Figure
 from medprobe.explore.gallery import Gallery
 from medprobe.explore.look import STYLE
 from medprobe.explore.pictures import Pictures
-from medprobe.explore.session import Session, Stale
+from medprobe.explore.session import RESAMPLES, Session, Stale
 from medprobe.explore.state import State
 from medprobe.report.prediction_figures import OPERATING
 
@@ -141,9 +141,9 @@ class Page:
         self.controls.answered(board)
         waiting = f"; {board.waiting} to come" if board.waiting else ""
         self.status.set_text(f"{board.shown} answered in {seconds:.2f} s{waiting}")
-        self.status.props(
-            f"data-turn={self.turn} data-probe={board.shown} data-sure={str(board.sure).lower()} data-done={str(not board.waiting).lower()}"
-        )
+        found = {"turn": self.turn, "probe": board.shown, "done": str(not board.waiting).lower()}
+        found["sure"] = str(board.sure).lower()
+        self.status.props(" ".join(f"data-{name}={value}" for name, value in found.items()))
         self.said.set_text(said(board))
         for name, panel in panels.items():
             self._put(name, panel)
@@ -166,10 +166,9 @@ class Page:
         board, state = self.board, self.state
         if board is None:
             return
-        for n_resamples in (0, None):
-            given = {} if n_resamples is None else {"n_resamples": n_resamples}
+        for n_resamples in (0, RESAMPLES):
             try:
-                point = await run.io_bound(lambda: board.at(state.threshold, state.prevalence, **given))
+                point = await run.io_bound(board.at, state.threshold, state.prevalence, n_resamples=n_resamples)
             except MedprobeError as error:
                 self._tell(str(error), [])
                 return

@@ -117,7 +117,7 @@ def probe(
         controls: Also probe what has to be beaten: shuffled labels, the images' size and brightness, and columns of the
             manifest alone.
         control_cols: The columns of that control; by default all that describe a sample and are no label, group or split.
-        n_resamples: Bootstrap resamples.
+        n_resamples: Bootstrap resamples; 0 for values without intervals.
         level: Coverage of the intervals.
         seed: Seed of splits, probes and resamples.
         save_model: Folder in which each probe is saved for :func:`medprobe.predict`: the one that was tested, or over
