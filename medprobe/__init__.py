@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from medprobe.probe.compare import compare
     from medprobe.probe.deploy import predict
     from medprobe.probe.run import probe
+    from medprobe.probe.suspects import suspects
     from medprobe.results import read_results
     from medprobe.store import FeatureStore, open_store
     from medprobe.survey import check
@@ -31,6 +32,7 @@ __all__ = [
     "probe",
     "read_manifest",
     "read_results",
+    "suspects",
 ]
 
 _HOME = {
@@ -41,6 +43,7 @@ _HOME = {
     "predict": "medprobe.probe.deploy",
     "read_manifest": "medprobe.manifest",
     "read_results": "medprobe.results",
+    "suspects": "medprobe.probe.suspects",
 }
 
 

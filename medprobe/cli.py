@@ -9,7 +9,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from medprobe.commands import about, check, cka, data, embed, explore, finetune, probe, report, results, stores, study
+from medprobe.commands import (
+    about,
+    check,
+    cka,
+    data,
+    embed,
+    explore,
+    finetune,
+    probe,
+    report,
+    results,
+    stores,
+    study,
+    suspects,
+)
 from medprobe.commands.options import FAILED, INTERRUPTED, USAGE
 from medprobe.errors import MedprobeError, UsageError
 
@@ -74,6 +88,7 @@ for command in (
     stores.info,
     stores.verify,
     stores.export,
+    suspects.suspects,
     cka.cka,
     data.data,
     about.models,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from medprobe.embed.pipeline import Progress
     from medprobe.encoders.catalogue import Entry
     from medprobe.finetune.trainings import Progress as Training
+    from medprobe.probe.suspects import Suspects
     from medprobe.store import FeatureStore
 
 _PLAIN_WIDTH = 150
@@ -229,6 +230,24 @@ def print_checks(checks: Sequence[Check]) -> None:
         table.add_row(topic, check.name, marks[check.state], escape(check.found), escape(check.fix))
         before = check.topic
     console().print(table)
+
+
+def print_suspects(found: Suspects, most: int) -> None:
+    """Print the first lines of both tables of suspects."""
+    labels = (
+        f"{len(found.labels)} of {found.n_images} images: labels that are likely wrong ({found.how})",
+        found.labels,
+    )
+    pairs = (f"{len(found.duplicates)} pairs nearly the same across {found.split}", found.duplicates)
+    for title, whole in (labels, pairs):
+        table = Table(title=escape(title), title_justify="left", title_style="bold")
+        for column in whole.columns:
+            table.add_column(column.replace("_", " "), overflow="fold")
+        for row in whole.head(most).itertuples(index=False):
+            table.add_row(*(escape(f"{cell:.4g}" if isinstance(cell, float) else str(cell)) for cell in row))
+        console().print(table)
+        if len(whole) > most:
+            print(f"... and {len(whole) - most} more (--most, --out, --json)")
 
 
 def print_pairs(first: str, second: str, pairs: Mapping[str, str]) -> None:

@@ -259,6 +259,11 @@ class FeatureStore:
         size = f"{self.plan.rows} samples, {done}/{self.plan.n_blocks} blocks"
         return f"FeatureStore({self.encoder}, {size}, views {dict(self.views)})"
 
+    def _repr_html_(self) -> str:
+        from medprobe.store_html import store_html
+
+        return store_html(self)
+
     @cached_property
     def samples_group(self) -> zarr.Group:
         """The Zarr group of the manifest's columns; its attributes are their order, roles and digest."""

@@ -547,8 +547,8 @@ def test_against_names_the_encoder_that_others_are_compared_with(found, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-o", "report.pdf"], "no PDF without a browser"),
-        (["-o", "report.docx"], "--format takes one of html, md, latex-table, json"),
+        (["-o", "report.pdf", "--map", "tsne"], "--map tsne: one of pca, umap"),
+        (["-o", "report.docx"], "--format takes one of html, md, pdf, latex-table, json"),
         (["-o", "report.html", "--format", "rtf"], "--format rtf"),
         (["-o", "report.html", "--against", "nobody"], "--against nobody"),
     ],

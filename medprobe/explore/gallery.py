@@ -47,7 +47,7 @@ class Gallery:
         self._turn = 0
         self._row: int | None = None
         self._map_of: tuple[Any, ...] = ()
-        options = {None: "one colour", **named(columns(pictures.session.leading(state())))}
+        options = {None: "the target", **named(columns(pictures.session.leading(state())))}
         options.setdefault(state().colour, short(state().colour, 48))
         with ui.element("div").classes("images"):
             with ui.element("div").classes("left"):
@@ -97,7 +97,7 @@ class Gallery:
         if board is None:
             return
         name = self._pictures.store_of(board)
-        of = (name, state.view, state.projection, state.colour, state.seed)
+        of = (name, state.view, state.projection, state.colour or state.target, state.seed)
         if of != self._map_of:
             await self._draw(name, state)
             self._map_of = of

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from medprobe.errors import UsageError
@@ -17,20 +16,17 @@ from medprobe.explore.board import Board
 from medprobe.explore.images import Images
 from medprobe.explore.session import Session
 from medprobe.explore.state import State
+from medprobe.probe.atlas import Method, embedding_map
 from medprobe.probe.bags import Bags
+from medprobe.probe.features import AUTO
+from medprobe.probe.label_errors import likely_label_errors
 from medprobe.probe.leaks import near_pairs
 from medprobe.probe.search import neighbours
-from medprobe.probe.whatif import subgroup_names
-from medprobe.report.style import COLOURS, GREY, altair, finished, inline
-from medprobe.report.words import counted, short, unlike
-
-MOST_POINTS = 5000
-"""Points of a map that are drawn; a selection counts all samples."""
+from medprobe.report.style import altair
+from medprobe.report.words import counted, short
 
 MOST_SHOWN = 60
-_MOST_COLOURS = len(COLOURS)
-_SIDE = 430
-_OTHERS, _NONE = "others", "(missing)"
+_POOLED = "no map: each sample pools several images"
 
 
 @dataclass(frozen=True)
@@ -79,14 +75,10 @@ class Pictures:
             UsageError: UMAP is not installed, or the samples are pooled of several images.
 
         """
-        from medprobe.probe.atlas import embedding_map
-
         store = self.session.stores[name]
         if isinstance(store, Bags):
-            raise UsageError("no map: each sample pools several images")
-        view = None if state.view == "auto" else state.view
-        method: Any = state.projection
-        return embedding_map(store, view, method=method, seed=state.seed)[store.mask]
+            raise UsageError(_POOLED)
+        return embedding_map(store, _view(state), method=_method(state), seed=state.seed)[store.mask]
 
     def map(self, name: str, state: State) -> str:
         """Return the map of a store as Vega-Lite in JSON, with an interval selection called ``region``.
@@ -95,38 +87,14 @@ class Pictures:
             UsageError: There is no such column to colour by, or as for :meth:`places`.
 
         """
-        alt = altair()
-        places = self.places(name, state)
-        samples = self.session.stores[name].samples
-        shown = np.arange(len(places))
-        if len(shown) > MOST_POINTS:
-            shown = np.sort(np.random.default_rng(0).choice(len(shown), MOST_POINTS, replace=False))
-        words, legend = _coloured(samples, state.colour, shown)
-        records = [
-            {"x": round(float(x), 4), "y": round(float(y), 4), "colour": word}
-            for (x, y), word in zip(places[shown], words, strict=True)
-        ]
-        axis = alt.Axis(labels=False, ticks=False, title=None, grid=False)
-        scale = alt.Scale(zero=False, nice=False, padding=12)
-        colour = alt.Color(
-            "colour:N",
-            scale=alt.Scale(domain=list(legend), range=list(legend.values())),
-            legend=alt.Legend(title=None, orient="bottom", columns=3, symbolOpacity=1) if len(legend) > 1 else None,
-        )
-        ends = {"x": list(state.region[:2]), "y": list(state.region[2:])} if state.region else alt.Undefined
-        brush = alt.selection_interval(name="region", encodings=["x", "y"], value=ends)
-        chart = (
-            alt.Chart(inline(records))
-            .mark_circle(size=22 if len(shown) < 2000 else 10, opacity=0.7)
-            .encode(x=alt.X("x:Q", axis=axis, scale=scale), y=alt.Y("y:Q", axis=axis, scale=scale), color=colour)
-            .properties(width=_SIDE, height=_SIDE - 70)
-            .add_params(brush)
-        )
-        what = "principal components" if state.projection == "pca" else "UMAP"
-        by = f", coloured by {short(state.colour, 40)}" if state.colour else ""
-        part = f"{len(shown):,} of {len(places):,}" if len(shown) < len(places) else f"{len(places):,}"
-        title = f"{short(name, 40)}: {what}{by}"
-        return json.dumps(finished(chart, title, [f"{part} images; drag to select some"]).to_dict())
+        store = self.session.stores[name]
+        if isinstance(store, Bags):
+            raise UsageError(_POOLED)
+        column = state.colour or target_columns(store.samples, state.target or "")[0]
+        chart = embedding(store, column, _view(state), method=_method(state), seed=state.seed)
+        ends = {"x": list(state.region[:2]), "y": list(state.region[2:])} if state.region else altair().Undefined
+        brush = altair().selection_interval(name="region", encodings=["x", "y"], value=ends)
+        return json.dumps(chart.add_params(brush).to_dict())
 
     def inside(self, name: str, state: State) -> NDArray[np.int64]:
         """Return the samples in the selected part of the map, those that are not drawn among them."""
@@ -169,8 +137,6 @@ class Pictures:
             UsageError: The target is of several labels.
 
         """
-        from medprobe.probe.label_errors import likely_label_errors
-
         held = board.single[board.focus.trial]
         if held.task == "multilabel":
             raise UsageError("likely label errors are found for one class a sample, not for several labels")
@@ -212,20 +178,12 @@ class Pictures:
         return words + (f"; the first {MOST_SHOWN} are shown" if len(rows) > MOST_SHOWN else "")
 
 
-def _coloured(samples: pd.DataFrame, column: str | None, shown: NDArray[Any]) -> tuple[list[str], dict[str, str]]:
-    """Return a word for each point that is shown, and the colours of the words: the most frequent, then the others."""
-    if column is None:
-        return ["all"] * len(shown), {"all": COLOURS[0]}
-    if column not in samples.columns:
-        raise UsageError(f"colour {short(column)}: no such column")
-    names = subgroup_names(samples[column])[shown]
-    counts = pd.Series(names[names != ""]).value_counts(sort=True)
-    frequent = [str(name) for name in counts.index[:_MOST_COLOURS]]
-    shorts = dict(zip(frequent, unlike(short(name, 24) for name in frequent), strict=True))
-    colours = dict(zip(sorted(shorts.values()), COLOURS, strict=False))
-    words = [_NONE if name == "" else shorts.get(name, _OTHERS) for name in names.tolist()]
-    colours |= {word: GREY for word in (_OTHERS, _NONE) if word in words}
-    return words, colours
+def _view(state: State) -> str | None:
+    return None if state.view == AUTO else state.view
+
+
+def _method(state: State) -> Method:
+    return "umap" if state.projection == "umap" else "pca"
 
 
 def _given(y: Any, classes: Sequence[str]) -> str:
@@ -240,6 +198,3 @@ def _predicted(proba: NDArray[Any], classes: Sequence[str], task: str) -> str:
         return ", ".join(named) or "none 0.00"
     best = int(proba.argmax())
     return f"{classes[best]} {proba[best]:.2f}"
-
-
-Listing = Callable[[Board], list[Entry]]

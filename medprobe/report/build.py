@@ -14,8 +14,10 @@ import numpy as np
 
 from medprobe.errors import UsageError
 from medprobe.predictions import Predictions
+from medprobe.probe.atlas import Method
 from medprobe.probe.compare import Comparison, Difference, Ranks
 from medprobe.probe.controls import SHUFFLED
+from medprobe.report import stores as of_stores
 from medprobe.report import tables
 from medprobe.report.content import Block, Figure, Items, Report, Section, Text
 from medprobe.report.methods import AUTHORS_ADD, numbered, paragraphs
@@ -23,6 +25,7 @@ from medprobe.report.numbers import numbers
 from medprobe.report.summary import controls, leader_of, standing
 from medprobe.report.words import counted, group_word, p_equals, people, question_title, short
 from medprobe.results import Question, Results, Row, ranked
+from medprobe.store import FeatureStore
 
 Draw = Callable[[], Any]
 
@@ -34,6 +37,8 @@ def build(
     sources: Sequence[Path] = (),
     n_resamples: int = 1000,
     seed: int = 0,
+    stores: Sequence[FeatureStore] = (),
+    map_method: Method = "pca",
 ) -> Report:
     """Return what a report says of results and their differences.
 
@@ -42,7 +47,9 @@ def build(
         figures: Whether figures are drawn.
         sources: Files that the rows were read from.
         n_resamples: Bootstrap resamples of the differences, which the text names, and of bands.
-        seed: Seed of the bands' resamples.
+        seed: Seed of the bands' resamples, and of maps.
+        stores: Stores that the rows may be of: they tell of exclusions, columns and encoders, and are mapped.
+        map_method: How they are mapped.
 
     Raises:
         UsageError: There is no row of a primary metric, or figures are asked for and Altair is missing.
@@ -69,13 +76,16 @@ def build(
         sections.append(_learning(question, points, pairs, found.rows, figures))
     if found.ranks is not None:
         sections.append(_ranks(found.ranks))
+    told = [store for store in stores if any(row.fingerprint == store.plan.fingerprint for row in found.rows)]
+    if figures and (maps := of_stores.maps(told, found.rows, map_method, seed)) is not None:
+        sections.append(maps)
     said, references = numbered(paragraphs(found, n_resamples))
     sections += [
-        _data(found.rows),
+        _data(found.rows, told),
         Section("Settings and all metrics", tables.settings_and_metrics(found.rows)),
         Section("Methods", (*map(Text, said), Items(tuple(references)))),
         Section("For the authors to add", (Items(AUTHORS_ADD),)),
-        _provenance(found.rows, sources),
+        _provenance(found.rows, sources, told),
     ]
     targets = list(dict.fromkeys(short(question.target) for question in (*whole, *curves)))
     title = f"medprobe report: {', '.join(targets[:3])}" + (f" and {len(targets) - 3} more" if len(targets) > 3 else "")
@@ -217,7 +227,7 @@ def _ranks(ranks: Ranks) -> Section:
     return Section(f"Average rank over {len(ranks.tasks)} tasks", (tables.ranks(ranks), Text(text)))
 
 
-def _data(rows: Results) -> Section:
+def _data(rows: Results, stores: Sequence[FeatureStore]) -> Section:
     """Return who was tested, the classes, and what took no part."""
     primary = [row for row in rows if row.primary and not row.subgroup]
     said = []
@@ -230,11 +240,13 @@ def _data(rows: Results) -> Section:
     excluded = [
         f"{name}: {counted(count, 'image')} without features (not readable, or not finite: medprobe info names them)."
         for name, count in failed.items()
-    ] or ["No image was excluded for want of features. What was left out before embedding is not known here."]
+    ] or ["No image was excluded for want of features."]
+    excluded.append("What was left out before embedding is not known here.")
     asked = dict.fromkeys(row.question for row in primary)
     # Rows of several metrics or label budgets are of the same images: their classes are listed once.
     classes = dict.fromkeys(_classes(question, primary, rows.predictions) for question in asked)
-    return Section("Data", (Items(tuple(said)), *(found for found in classes if found), Items(tuple(excluded))))
+    counted_classes = [found for found in classes if found]
+    return Section("Data", (Items(tuple(said)), *counted_classes, Items(tuple(excluded)), *of_stores.described(stores)))
 
 
 def _classes(question: Question, rows: Sequence[Row], predictions: Mapping[str, Predictions]) -> tables.Table | None:
@@ -257,7 +269,7 @@ def _classes(question: Question, rows: Sequence[Row], predictions: Mapping[str, 
     return tables.Table(caption, header, tuple(cells), frozenset(range(1, len(header))))
 
 
-def _provenance(rows: Results, sources: Sequence[Path]) -> Section:
+def _provenance(rows: Results, sources: Sequence[Path], stores: Sequence[FeatureStore]) -> Section:
     packages = ("medprobe", "numpy", "scipy", "scikit-learn", "altair", "vl-convert-python")
     versions = [f"python {platform.python_version()}"]
     for name in packages:
@@ -273,4 +285,5 @@ def _provenance(rows: Results, sources: Sequence[Path]) -> Section:
     for source in sources:
         digest = hashlib.sha256(source.read_bytes()).hexdigest()
         said.append(f"{short('/'.join(source.parts[-2:]), 100)}: sha256 {digest}")
-    return Section("Provenance", (Items(tuple(said)), tables.fingerprints(rows)))
+    cards = [of_stores.encoders(stores)] if stores else []
+    return Section("Provenance", (Items(tuple(said)), tables.fingerprints(rows), *cards))

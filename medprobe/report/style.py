@@ -144,6 +144,15 @@ def svg(chart: Chart, label: str = "", prefix: str = "") -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
+def pdf(chart: Chart) -> bytes:
+    """Return a chart as a PDF of one page, as large as the chart."""
+    altair()
+    import vl_convert
+
+    made: bytes = vl_convert.vegalite_to_pdf(chart.to_dict())
+    return made
+
+
 def save(chart: Chart, path: str | Path) -> Path:
     """Write a chart to ``.svg``, ``.png`` (300 dots an inch at the printed size), ``.pdf`` or ``.html``; return the path.
 
@@ -162,7 +171,7 @@ def save(chart: Chart, path: str | Path) -> Path:
     if suffix == ".png":
         path.write_bytes(vl_convert.vegalite_to_png(spec, scale=300 / 72, ppi=72))
     elif suffix == ".pdf":
-        path.write_bytes(vl_convert.vegalite_to_pdf(spec))
+        path.write_bytes(pdf(chart))
     elif suffix == ".svg":
         path.write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")
     else:
