@@ -22,6 +22,8 @@ from medprobe.probe.features import AUTO
 from medprobe.probe.label_errors import likely_label_errors
 from medprobe.probe.leaks import near_pairs
 from medprobe.probe.search import neighbours
+from medprobe.probe.task import target_columns
+from medprobe.report.map_figure import embedding
 from medprobe.report.style import altair
 from medprobe.report.words import counted, short
 
