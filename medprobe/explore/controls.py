@@ -101,9 +101,7 @@ class Controls:
                 state.view, lambda value: self._ask(view=value),
             )  # fmt: skip
         with self._control("Probe, after ridge", "probe"):
-            self._select(
-                dict.fromkeys(PROBES) | {p: p for p in PROBES}, state.probe, lambda value: self._ask(probe=value)
-            )
+            self._select({name: name for name in PROBES}, state.probe, lambda value: self._ask(probe=value))
 
     def _stores(self, names: list[str]) -> None:
         every = list(self._session.stores)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from nicegui import ui
+
+Found = TypeVar("Found")
 
 VEGA = "/medprobe/vega.js"
 
@@ -36,6 +39,11 @@ class Figure(ui.element, component="vega.js"):
     def put(self, name: str, values: Sequence[Mapping[str, float]]) -> None:
         """Replace one of the figure's named data sets."""
         self.run_method("put", name, list(values))
+
+
+async def threaded(work: Callable[..., Found], *given: Any, **named: Any) -> Found:
+    """Return what a function gives, computed beside the page's event loop."""
+    return await asyncio.to_thread(work, *given, **named)
 
 
 def region(value: Any) -> tuple[float, ...]:

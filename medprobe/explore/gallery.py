@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nicegui import background_tasks, run, ui
+from nicegui import background_tasks, ui
 
 from medprobe.errors import MedprobeError
 from medprobe.explore.board import Board
 from medprobe.explore.choices import columns, named
-from medprobe.explore.figure import Figure
+from medprobe.explore.figure import Figure, threaded
 from medprobe.explore.pictures import Entry, Pictures
 from medprobe.explore.state import State
 from medprobe.report.words import short
@@ -47,7 +47,7 @@ class Gallery:
         self._turn = 0
         self._row: int | None = None
         self._map_of: tuple[Any, ...] = ()
-        options = {None: "the target", **named(columns(pictures.session.leading(state())))}
+        options: dict[str | None, str] = {None: "the target", **named(columns(pictures.session.leading(state())))}
         options.setdefault(state().colour, short(state().colour, 48))
         with ui.element("div").classes("images"):
             with ui.element("div").classes("left"):
@@ -104,7 +104,7 @@ class Gallery:
         if turn != self._turn:
             return
         try:
-            found, words = await run.io_bound(self._listed, board, state)
+            found, words = await threaded(self._listed, board, state)
         except MedprobeError as error:
             found, words = [], str(error)
         if turn == self._turn:
@@ -113,7 +113,7 @@ class Gallery:
 
     async def _draw(self, name: str, state: State) -> None:
         try:
-            self._map.show(await run.io_bound(self._pictures.map, name, state))
+            self._map.show(await threaded(self._pictures.map, name, state))
             self._missing.set_text("")
         except MedprobeError as error:
             self._missing.set_text(str(error))

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from nicegui import background_tasks, run, ui
+from nicegui import background_tasks, ui
 
 from medprobe.errors import MedprobeError
 from medprobe.explore.board import Board, Panel, asked, boards, measures, place, said
 from medprobe.explore.choices import targets
 from medprobe.explore.command import command_line, python_code
 from medprobe.explore.controls import Controls
-from medprobe.explore.figure import Figure
+from medprobe.explore.figure import Figure, threaded
 from medprobe.explore.gallery import Gallery
 from medprobe.explore.look import STYLE
 from medprobe.explore.pictures import Pictures
@@ -121,8 +121,8 @@ class Page:
         self.spinner.set_visibility(True)
         steps = boards(self.session, self.state, stale)
         try:
-            while (board := await run.io_bound(next, steps, None)) is not None:
-                panels = await run.io_bound(board.panels)
+            while (board := await threaded(next, steps, None)) is not None:
+                panels = await threaded(board.panels)
                 if stale():
                     return
                 self._show(board, panels, time.perf_counter() - started)
@@ -168,7 +168,7 @@ class Page:
             return
         for n_resamples in (0, RESAMPLES):
             try:
-                point = await run.io_bound(board.at, state.threshold, state.prevalence, n_resamples=n_resamples)
+                point = await threaded(board.at, state.threshold, state.prevalence, n_resamples=n_resamples)
             except MedprobeError as error:
                 self._tell(str(error), [])
                 return
@@ -177,7 +177,7 @@ class Page:
             self._tell(asked(board, point), measures(point))
             if moved and n_resamples == 0:
                 self.figures["roc"].put(OPERATING, [dict(zip("xy", place(point), strict=True))])
-                self._put("confusion", await run.io_bound(lambda: board.confusion(state.threshold)))
+                self._put("confusion", await threaded(lambda: board.confusion(state.threshold)))
             await asyncio.sleep(0)
 
     def _tell(self, words: str, found: list[tuple[str, str, str]]) -> None:

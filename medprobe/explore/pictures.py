@@ -80,7 +80,10 @@ class Pictures:
         store = self.session.stores[name]
         if isinstance(store, Bags):
             raise UsageError(_POOLED)
-        return embedding_map(store, _view(state), method=_method(state), seed=state.seed)[store.mask]
+        places: NDArray[np.float32] = embedding_map(store, _view(state), method=_method(state), seed=state.seed)[
+            store.mask
+        ]
+        return places
 
     def map(self, name: str, state: State) -> str:
         """Return the map of a store as Vega-Lite in JSON, with an interval selection called ``region``.
@@ -106,7 +109,7 @@ class Pictures:
         x, y = self.places(name, state).T
         return np.flatnonzero((x >= left) & (x <= right) & (y >= bottom) & (y <= top))
 
-    def entries(self, board: Board, rows: Sequence[int], notes: Sequence[str] = ()) -> list[Entry]:
+    def entries(self, board: Board, rows: Sequence[int] | NDArray[np.int64], notes: Sequence[str] = ()) -> list[Entry]:
         """Return samples of the store in focus with what is given and was predicted for each, no more than are shown."""
         name = self.store_of(board)
         question, held = self.session.asked(name, board.state).question, board.single[board.focus.trial]

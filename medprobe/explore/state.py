@@ -122,12 +122,20 @@ class State:
             UsageError: Arguments that do not go together.
 
         """
-        given = self.arguments()
-        changed = {name: given.pop(name) for name in ("where", "relabel", "uncertain") if name in given}
-        what_if = WhatIf(**{k: tuple(v) if isinstance(v, list) else v for k, v in changed.items()})
-        for name in ("probes", "view"):
-            given.pop(name, None)
-        return Wish(what_if=what_if, **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        return Wish(
+            self.target,
+            self.metric,
+            self.group,
+            self.split_col,
+            self.n_folds,
+            self.test_size,
+            self.leave_out,
+            WhatIf(self.where or None, relabel=self.relabel, uncertain=self.uncertain),
+            (self.shots,) if self.shots else (),
+            subgroups=(self.subgroup,) if self.subgroup else (),
+            duplicates=self.duplicates,
+            seed=self.seed,
+        )
 
     def to_query(self) -> str:
         """Return the state as the query of a link; what is as always is left out."""
