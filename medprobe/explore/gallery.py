@@ -47,7 +47,7 @@ class Gallery:
         self._turn = 0
         self._row: int | None = None
         self._map_of: tuple[Any, ...] = ()
-        options: dict[str | None, str] = {None: "the target", **named(columns(pictures.session.leading(state())))}
+        options: dict[Any, str] = {None: "the target", **named(columns(pictures.session.leading(state())))}
         options.setdefault(state().colour, short(state().colour, 48))
         with ui.element("div").classes("images"):
             with ui.element("div").classes("left"):
