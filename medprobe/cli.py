@@ -9,7 +9,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from medprobe.commands import about, check, cka, data, embed, finetune, probe, report, results, stores, study, suspects
+from medprobe.commands import (
+    about,
+    check,
+    cka,
+    data,
+    embed,
+    explore,
+    finetune,
+    probe,
+    report,
+    results,
+    stores,
+    study,
+    suspects,
+)
 from medprobe.commands.options import FAILED, INTERRUPTED, USAGE
 from medprobe.errors import MedprobeError, UsageError
 
@@ -70,6 +84,7 @@ for command in (
     results.compare,
     results.predict,
     report.report,
+    explore.explore,
     stores.info,
     stores.verify,
     stores.export,

@@ -20,7 +20,18 @@ from medprobe.results import write_results
 
 log = logging.getLogger("medprobe")
 
+OUT = Path("medprobe-demo")
+MODELS = ("imagenet/efficientnet-lite0", "baseline/pixels")  # two that need no download
+
 _TIMEOUT = 20.0
+
+
+def demo_stores(out: Path = OUT) -> tuple[list[Path], Path | None]:
+    """Return the demo's stores and the table of its images, if it is still there; :func:`run_demo` makes what is absent."""
+    stores, table = out / "stores", out / "manifest.csv"
+    if not any(stores.glob("*.zarr")):
+        run_demo(out, "smears", MODELS)
+    return sorted(stores.glob("*.zarr")), table if table.is_file() else None
 
 
 def run_demo(out: Path, data: str, models: tuple[str, ...]) -> None:
@@ -55,6 +66,7 @@ def run_demo(out: Path, data: str, models: tuple[str, ...]) -> None:
         "What to type next:",
         f"  medprobe info {reports[0].path}",
         f"  medprobe compare {out / 'results'}",
+        f"  medprobe explore {stores}/*.zarr --images {source}",
         f"  medprobe probe {stores}/*.zarr --target {target} --test-size 0.3",
         *([f"  medprobe probe {stores}/*.zarr --target infected"] if data == "smears" else []),
         f"  medprobe embed MY_IMAGES -m {models[0]} -o stores",

@@ -187,3 +187,19 @@ def test_as_probes_of_a_store(target: str, tmp_path: object) -> None:
     assert found["prototype"].value > 0.5
     assert abs(found["ridge"].value - found["logreg"].value) < 0.12
     assert "alpha" in found["ridge"].settings[0]
+
+
+def test_few_rows_have_the_path_of_their_sums():
+    """Fewer rows than features, one of them constant: from inner products of the rows as from their covariance."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(30, 80)) * rng.uniform(0.1, 9, 80) + 3
+    X[:, 5] = 2.0
+    T = indicators(rng.integers(0, 3, 30), 3)
+    few, sums = RidgePath.of(X, T), RidgePath(Moments.of(X, T))
+    new = rng.normal(size=(12, 80)) * 4
+    for a, b in zip(few.held_out(new, ALPHAS, False), sums.held_out(new, ALPHAS, False), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)  # the covariance's own rounding, at the weakest penalties
+    for alpha in (1.0, 1e-3):
+        np.testing.assert_allclose(
+            few.scores(few.rotated(new), alpha), sums.scores(sums.rotated(new), alpha), atol=1e-8
+        )

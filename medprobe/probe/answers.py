@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from medprobe.predictions import Predictions
-from medprobe.probe.bootstrap import intervals
+from medprobe.probe.bootstrap import intervals, values
 from medprobe.probe.metrics import Scorer
 from medprobe.probe.question import Question
 from medprobe.probe.splits import n_groups
@@ -19,7 +19,7 @@ from medprobe.results import Row
 
 @dataclass(frozen=True)
 class Reporting:
-    """How results are made sure of and reported."""
+    """How results are made sure of and reported: without resamples, as values alone."""
 
     n_resamples: int
     level: float
@@ -87,7 +87,11 @@ def _rows(answer: Answer, reporting: Reporting) -> Iterator[Row]:
     for subgroup, some in asked:
         scorers = [Scorer(question.target.task, question.target.y[test[some]], draw[some]) for draw in answer.proba]
         groups = None if question.groups is None else question.groups[test[some]]
-        found = intervals(scorers, question.metrics, groups, reporting.n_resamples, reporting.level, reporting.seed)
+        found = (
+            intervals(scorers, question.metrics, groups, reporting.n_resamples, reporting.level, reporting.seed)
+            if reporting.n_resamples
+            else values(scorers, question.metrics)
+        )
         for name, interval in found.items():
             lacking = f"{interval.n_degenerate} of {interval.n_resamples} resamples lack a class"
             yield Row(

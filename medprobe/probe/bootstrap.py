@@ -162,6 +162,15 @@ def intervals(
     return result
 
 
+def values(scorers: Sequence[Scorer], names: Sequence[str]) -> dict[str, Interval]:
+    """Return each metric without an interval, by name: of several draws of labels, the mean over them."""
+    whole = [scorer.replicates_many(names, np.ones((1, scorer.n_rows))) for scorer in scorers]
+    none = float("nan")
+    return {
+        name: Interval(float(np.mean([draw[name][0] for draw in whole])), none, none, 0, 0) for name in names
+    }  # fmt: skip
+
+
 def paired_difference(
     scorer_a: Scorer,
     scorer_b: Scorer,
@@ -290,7 +299,7 @@ def _draw(codes: NDArray[Any], strata: NDArray[Any], n_resamples: int, rng: np.r
     return weights
 
 
-def _resamples(codes: NDArray[Any], n_groups: int, n_resamples: int, seed: int) -> Iterator[Floats]:
+def resamples(codes: NDArray[Any], n_groups: int, n_resamples: int, seed: int) -> Iterator[Floats]:
     """Yield the weights of the resamples in blocks that bound the memory."""
     rng = np.random.default_rng(seed)
     step = max(_MIN_STEP, _BLOCK // len(codes))
@@ -338,7 +347,7 @@ def _sampled(
 
     rng = np.random.default_rng([seed, 1])  # of draws of labels: the same for all that are compared
     whole = means(np.ones((1, len(codes))))
-    blocks = [means(weights, rng) for weights in _resamples(codes, n_groups, n_resamples, seed)]
+    blocks = [means(weights, rng) for weights in resamples(codes, n_groups, n_resamples, seed)]
     left_out = means(jackknife_weights(codes, n_groups, seed))
     return {
         name: Sample(float(whole[name][0]), np.concatenate([block[name] for block in blocks]), left_out[name])

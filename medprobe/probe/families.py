@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -26,6 +26,18 @@ _FEW_MLP = {"hidden": (_MLP_WIDTH,), "lr": 1e-3, "weight_decay": 1e-1, "dropout"
 Swept = list[tuple[dict[str, Any], list[Floats]]]
 
 
+class Summed(Protocol):
+    """Fits from sums over rows that are known already, in place of the rows (``medprobe.probe.sums``)."""
+
+    def sweep(self, view: str, rows: np.ndarray, Y: np.ndarray, folds: Sequence[Fold], n_classes: int) -> Swept:
+        """Return what a family's sweep returns, of some rows of a view; folds count these."""
+        ...
+
+    def fit(self, view: str, settings: Mapping[str, Any], rows: np.ndarray, y: np.ndarray) -> Any:
+        """Return an estimator with given settings, fitted to these rows and their targets."""
+        ...
+
+
 @dataclass(frozen=True)
 class Family:
     """A kind of probe.
@@ -41,6 +53,7 @@ class Family:
         few: Settings for when nothing is chosen, or the labels are too few to choose any on.
         refit: Whether the chosen settings are fitted to validation rows, too.
         standardised: Whether the sweep is given standardised features.
+        summed: Takes the place of ``sweep`` and ``build`` where sums over the rows are known.
 
     """
 
@@ -53,6 +66,7 @@ class Family:
     few: Mapping[str, Any] = field(default_factory=dict)
     refit: bool = True
     standardised: bool = True
+    summed: Summed | None = None
 
 
 def family(name: str) -> Family:

@@ -7,17 +7,18 @@ leverages of the rows (Hastie, Tibshirani, Friedman, The Elements of Statistical
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import cho_factor, cho_solve, eigh
+from scipy.linalg import cho_factor, cho_solve
 from scipy.special import expit, softmax
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from medprobe.probe._estimator import Probe
+from medprobe.probe._rows import linear
 from medprobe.probe.targets import Floats, Fold, encode_targets
 
 Doubles = NDArray[np.float64]
@@ -90,6 +91,29 @@ class _Standardised:
         self.unit = float(np.trace(covariance)) / len(covariance) or 1.0
 
 
+@dataclass(frozen=True)
+class _FewRows:
+    """Standardised rows (n, D), in place of their covariance; the rest as in :class:`_Standardised`."""
+
+    rows: Doubles
+    mean: Doubles
+    target_mean: Doubles
+    scale: Doubles
+    cross: Doubles
+    unit: float
+
+    @classmethod
+    def of(cls, X: Floats, T: Doubles) -> _FewRows:
+        wide = X.astype(np.float64)
+        mean, target_mean = wide.mean(axis=0), T.mean(axis=0)
+        variance = wide.var(axis=0)
+        constant = variance <= 1e-10 * np.maximum(np.square(wide).mean(axis=0), 1e-300)
+        scale = np.sqrt(np.where(constant, 1.0, variance))
+        rows = np.where(constant, 0.0, (wide - mean) / scale)
+        cross = rows.T @ (T - target_mean) / len(rows)
+        return cls(rows, mean, target_mean, scale, cross, float(np.square(rows).sum()) / rows.size or 1.0)
+
+
 def solve(moments: Moments, alpha: float, standardize: bool = True) -> tuple[Doubles, Doubles]:
     """Return coefficients (D, K) and intercepts (K,) for features as they are, of one penalty: a tenth of a path's work.
 
@@ -117,16 +141,40 @@ class RidgePath:
     Args:
         moments: Of the rows to fit.
         standardize: Give every feature variance 1; it is centred in any case.
+        like: A path of the same rows with other targets, whose decomposition is taken over.
 
     """
 
-    def __init__(self, moments: Moments, standardize: bool = True) -> None:
-        self.standardised = _Standardised(moments, standardize)
-        values, self.basis = eigh(self.standardised.covariance)
-        self.values = np.maximum(values, 0.0)
+    def __init__(self, moments: Moments, standardize: bool = True, like: RidgePath | None = None) -> None:
+        self.standardised: _Standardised | _FewRows = _Standardised(moments, standardize)
+        if like is None:
+            values, self.basis = np.linalg.eigh(self.standardised.covariance)
+            self.values = np.maximum(values, 0.0)
+        else:
+            self.values, self.basis = like.values, like.basis
         self.cross = self.basis.T @ self.standardised.cross
         self.unit = self.standardised.unit
         self.n = moments.n
+
+    @classmethod
+    def of(cls, X: Floats, T: Doubles) -> RidgePath:
+        """Return the path of rows, features (n, D) and targets (n, K): of few rows from their inner products.
+
+        With fewer rows than features the covariance has no more than n eigenvectors that count, those of Z'Z / n for
+        standardised rows Z: they are Z'u / sqrt(n v) for the eigenvectors u and values v of ZZ' / n.
+        """
+        if len(X) >= X.shape[1]:
+            return cls(Moments.of(X, T))
+        path = cls.__new__(cls)
+        path.standardised = standardised = _FewRows.of(X, T)
+        Z = standardised.rows
+        values, left = np.linalg.eigh(Z @ Z.T / len(Z))
+        kept = values > 1e-12 * max(float(values[-1]), 1e-300)
+        path.values = values[kept]
+        path.basis = Z.T @ (left[:, kept] / np.sqrt(len(Z) * path.values))
+        path.cross = path.basis.T @ standardised.cross
+        path.unit, path.n = standardised.unit, float(len(Z))
+        return path
 
     def rotated(self, X: Floats) -> Doubles:
         """Return standardised features (n, D) in the basis of the decomposition."""
@@ -137,6 +185,14 @@ class RidgePath:
         """Return the regression's values (n, K) for rotated rows and a penalty, in units of the mean eigenvalue."""
         values: Doubles = rotated @ (self.cross / self._damped(alpha)[:, None]) + self.standardised.target_mean
         return values
+
+    def held_out(self, X: Floats, alphas: Sequence[float], multilabel: bool) -> list[Doubles]:
+        """Return :func:`probabilities` (n, K) of rows for each penalty: one product for all of them."""
+        scaled = [self.basis @ (self.cross / self._damped(alpha)[:, None]) for alpha in alphas]
+        coef = np.concatenate(scaled, axis=1) / self.standardised.scale[:, None]
+        intercept = np.tile(self.standardised.target_mean, len(alphas)) - self.standardised.mean @ coef
+        scores = linear(X, coef.T, intercept).reshape(len(X), len(alphas), -1)
+        return [probabilities(scores[:, i], multilabel) for i in range(len(alphas))]
 
     def left_out_scores(self, rotated: Doubles, T: Floats, alpha: float) -> Doubles:
         """Return what each fitted row (rotated, with its targets) would get from a fit without it, scaling as it is."""
@@ -186,20 +242,26 @@ def sweep_ridge(
     T = indicators(Y, n_classes)
     multilabel = Y.ndim == 2
     found: list[list[list[Doubles]]] = [[[] for _ in folds] for _ in alphas]
-    for column, known in _complete(T):
+    for column, known in complete(T):
         used = [np.intersect1d(train, known) for train, _ in folds]
-        for i, (moments, (_, val)) in enumerate(zip(_fold_moments(X, T[:, column], used), folds, strict=True)):
-            path = RidgePath(moments)
-            rotated = path.rotated(X[val])
-            for j, alpha in enumerate(alphas):
-                found[j][i].append(probabilities(path.scores(rotated, alpha), multilabel))
+        for i, (path, (_, val)) in enumerate(zip(_fold_paths(X, T[:, column], used), folds, strict=True)):
+            for by_fold, proba in zip(found, path.held_out(X[val], alphas, multilabel), strict=True):
+                by_fold[i].append(proba)
     return [[np.concatenate(parts, axis=1) for parts in by_fold] for by_fold in found]
 
 
-def _complete(T: Doubles) -> list[tuple[slice, NDArray[np.int64]]]:
+def complete(T: Doubles) -> list[tuple[slice, NDArray[np.int64]]]:
     """Return columns with the rows that have all of their values: all columns at once, or one by one where some lack."""
     columns = [slice(None)] if not np.isnan(T).any() else [slice(i, i + 1) for i in range(T.shape[1])]
     return [(column, np.flatnonzero(np.isfinite(T[:, column]).all(axis=1))) for column in columns]
+
+
+def _fold_paths(X: Floats, T: Doubles, trains: Sequence[NDArray[Any]]) -> Iterator[RidgePath]:
+    """Yield the path of each set of rows: of few rows from these, of many from sums, by subtraction where that is less."""
+    if max(map(len, trains)) < X.shape[1]:
+        yield from (RidgePath.of(X[train], T[train]) for train in trains)
+    else:
+        yield from map(RidgePath, _fold_moments(X, T, trains))
 
 
 def _fold_moments(X: Floats, T: Doubles, trains: Sequence[NDArray[Any]]) -> list[Moments]:
@@ -246,16 +308,31 @@ class RidgeProbe(Probe):
         if not self.alpha >= 0:
             raise ValueError(f"alpha must not be negative, got {self.alpha!r}")
         rows: Floats = validate_data(self, X, dtype=[np.float64, np.float32])
-        self.classes_, Y = encode_targets(y, len(rows))
+        return self.fit_sums(lambda known, T: Moments.of(rows[known], T), y, len(rows))
+
+    def fit_sums(self, moments: Callable[[NDArray[np.int64], Doubles], Moments], y: ArrayLike, n: int) -> RidgeProbe:
+        """Return the probe itself, fitted from sums over rows.
+
+        Args:
+            moments: Gives the sums of some of the rows (m,) and their targets (m, K).
+            y: Targets of all rows, as for :meth:`fit`.
+            n: Number of rows.
+
+        Raises:
+            ValueError: Targets of another kind.
+
+        """
+        self.classes_, Y = encode_targets(y, n)
         self._multilabel = Y.ndim == 2
         T = indicators(Y, len(self.classes_))
         fits = []
-        for column, known in _complete(T):
+        for column, known in complete(T):
             if not len(known):
                 raise ValueError(f"label {column.start} has no row with a value")
-            fits.append(solve(Moments.of(rows[known], T[known][:, column]), self.alpha, self.standardize))
+            fits.append(solve(moments(known, T[known][:, column]), self.alpha, self.standardize))
         self.coef_ = np.concatenate([coef for coef, _ in fits], axis=1)
         self.intercept_ = np.concatenate([intercept for _, intercept in fits])
+        self.n_features_in_ = len(self.coef_)
         return self
 
     def decision_scores(self, X: ArrayLike) -> Doubles:

@@ -118,7 +118,7 @@ def probe(
         controls: Also probe what has to be beaten: shuffled labels, the images' size and brightness, and columns of the
             manifest alone.
         control_cols: The columns of that control; by default all that describe a sample and are no label, group or split.
-        n_resamples: Bootstrap resamples.
+        n_resamples: Bootstrap resamples; 0 for values without intervals.
         level: Coverage of the intervals.
         seed: Seed of splits, probes and resamples.
         save_model: Folder in which each probe is saved for :func:`medprobe.predict`: the one that was tested, or over
@@ -211,12 +211,28 @@ def _run(
     trial: Trial, ids: np.ndarray, n_failed: int, reporting: Reporting
 ) -> tuple[list[Row], Predictions, list[Fitted]]:
     """Return the rows of a trial, what was predicted, and the probes of the parts of its first draw."""
+    answer, fitted = answered(trial, n_failed, reporting.seed)
+    return *reported(answer, ids, reporting), fitted
+
+
+def answered(trial: Trial, n_failed: int, seed: int) -> tuple[Answer, list[Fitted]]:
+    """Return what a trial predicts for the tested images, and the probes of the parts of its first draw.
+
+    Args:
+        trial: What is asked of which features.
+        n_failed: Images of the store that have no features.
+        seed: Of inner folds and probes.
+
+    Raises:
+        DataError: A part of the split has one class, or one group, only.
+
+    """
     question, features = trial.question, trial.features
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as unfinished:
         warnings.simplefilter("always", ConvergenceWarning)
         by_draw = [
-            [fit_part(trial.family, features.views, question, part, reporting.seed, trial.pca) for part in split.parts]
+            [fit_part(trial.family, features.views, question, part, seed, trial.pca) for part in split.parts]
             for split in question.splits
         ]
     proba = np.stack(
@@ -248,4 +264,4 @@ def _run(
         settings=chosen[0] if len(chosen) == 1 else chosen,
         seconds=seconds,
     )
-    return *reported(answer, ids, reporting), by_draw[0]
+    return answer, by_draw[0]

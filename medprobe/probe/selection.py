@@ -69,15 +69,21 @@ def fit_part(
     if family.sweep is not None and pairs:
         best = -np.inf
         for view, X in views.items():
-            prepared = _prepared(X[rows], slice(n), family.standardised, pca, seed)
-            swept = family.sweep(prepared, y[rows], pairs, question.target.n_classes, seed)
+            if family.summed is not None and pca is None:
+                swept = family.summed.sweep(view, rows, y[rows], pairs, question.target.n_classes)
+            else:
+                prepared = _prepared(X[rows], slice(n), family.standardised, pca, seed)
+                swept = family.sweep(prepared, y[rows], pairs, question.target.n_classes, seed)
             found, score = _best(swept, y[rows], pairs, family, question)
             if score > best or best == -np.inf:
                 name, settings, best = view, found, score
-    estimator = family.build(settings, seed)
-    if pca is not None:
-        estimator = _projection(pca, (len(fitted_rows), views[name].shape[1]), seed, estimator)
-    estimator.fit(views[name][fitted_rows], y[fitted_rows])
+    if family.summed is not None and pca is None:
+        estimator = family.summed.fit(name, settings, fitted_rows, y[fitted_rows])
+    else:
+        estimator = family.build(settings, seed)
+        if pca is not None:
+            estimator = _projection(pca, (len(fitted_rows), views[name].shape[1]), seed, estimator)
+        estimator.fit(views[name][fitted_rows], y[fitted_rows])
     return Fitted(estimator, name, {"view": name, **settings} if len(views) > 1 else settings)
 
 

@@ -164,7 +164,7 @@ def _prediction_figures(
     from medprobe.report import prediction_figures as draw
 
     band = "Bands are pointwise: quantiles of resamples of whole groups."
-    of = {"n_resamples": n_resamples, "seed": seed}
+    of: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
     return [
         _figure("ROC curves", f"Dotted: a guess. {band}", lambda: draw.roc(rows, predictions, **of)),
         _figure(

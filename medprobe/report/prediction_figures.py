@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from medprobe.errors import UsageError
 from medprobe.predictions import Predictions
+from medprobe.probe.operating import OperatingPoint
 from medprobe.report import curves
 from medprobe.report.figures import of_each_encoder
-from medprobe.report.style import COLOURS, GREY, OF_LINES, altair, colour, dash, finished, inline, lines
+from medprobe.report.style import COLOURS, GREY, INK, OF_LINES, altair, colour, dash, finished, inline, lines
 from medprobe.report.words import (
     figure_title,
     group_word,
@@ -28,6 +29,9 @@ from medprobe.results import Row, ranked
 
 if TYPE_CHECKING:
     import altair as alt
+
+OPERATING = "operating"
+"""Name of the data of an operating point in a figure, for a page that moves it."""
 
 MOST_CLASSES = 20
 """Classes beyond which a confusion matrix cannot be read."""
@@ -50,15 +54,21 @@ class _Outcome(NamedTuple):
 
 
 def roc(
-    rows: Sequence[Row], predictions: Mapping[str, Predictions], *, n_resamples: int = 1000, seed: int = 0
+    rows: Sequence[Row],
+    predictions: Mapping[str, Predictions],
+    *,
+    n_resamples: int = 1000,
+    seed: int = 0,
+    point: tuple[float, float] | None = None,
 ) -> alt.Chart:
     """Return ROC curves with bands: of each encoder's best row, or of several classes, of the best row's classes.
 
     Args:
         rows: Of one question, those of all metrics: the areas that are shown are theirs.
         predictions: By trial.
-        n_resamples: Bootstrap resamples of the bands.
+        n_resamples: Bootstrap resamples of the bands; 0 for no bands.
         seed: Seed of the resamples.
+        point: False-positive and true-positive rate of an operating point to mark: the data set :data:`OPERATING`.
 
     Raises:
         UsageError: There are no predictions of one draw, or no class that some images have and some lack.
@@ -72,6 +82,10 @@ def roc(
     titles = ("False-positive rate (1 − specificity)", "True-positive rate (sensitivity)")
     named = _named(rows, outcomes, "auroc", predictions)
     chart = guess + _lines(named, outcomes, made, titles, "linear")
+    if point is not None:
+        place = alt.InlineData(values=[{"x": point[0], "y": point[1]}], name=OPERATING)
+        mark = alt.Chart(place).mark_point(shape="diamond", size=140, filled=True, color=INK, stroke="white", opacity=1)
+        chart = chart + mark.encode(x="x:Q", y="y:Q")
     return _titled(chart, "ROC curves", rows, table, outcomes, predictions, "auroc", n_resamples)
 
 
@@ -130,6 +144,21 @@ def confusion(rows: Sequence[Row], predictions: Mapping[str, Predictions]) -> al
         raise UsageError(f"a confusion matrix of {n_classes} classes cannot be read (at most {MOST_CLASSES})")
     names = unlike(short(name, 24) for name in held.classes)
     return finished(_matrix(curves.confusion(held), names), title, subtitle)
+
+
+def operating_matrix(row: Row, point: OperatingPoint, positive: str) -> alt.Chart:
+    """Return the confusion matrix of one class against all others at a threshold.
+
+    Args:
+        row: Whose predictions it is of.
+        point: What comes of the threshold.
+        positive: Name of the class.
+
+    """
+    names = unlike(short(name, 24) for name in (f"not {positive}", positive))
+    said = f"probability of {short(positive, 30)} from {point.threshold:.2f} on; counts, and percent of the true class"
+    subtitle = [short(labels([row])[0], 80), people([row]), said]
+    return finished(_matrix(point.table, names), figure_title(row.question, "confusion"), subtitle)
 
 
 def calibration(rows: Sequence[Row], predictions: Mapping[str, Predictions]) -> alt.Chart:
@@ -317,7 +346,8 @@ def _titled(
         subtitle[-1] += _of_how_many(len(held.classes), len(outcomes), what)
     unit = group_word(best.group) if best.group else "images"
     whose = "" if _n_bands(outcomes) == len(outcomes) else " of the first curve"
-    subtitle.append(f"{best.ci_level:.0%} band{whose} at each point, {unit} resampled {n_resamples:,} times")
+    if n_resamples:
+        subtitle.append(f"{best.ci_level:.0%} band{whose} at each point, {unit} resampled {n_resamples:,} times")
     return finished(chart, figure_title(best.question, name), subtitle)
 
 

@@ -23,7 +23,7 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 SUFFIXES = (".svg", ".png", ".pdf", ".html")
 
 _SVG = "http://www.w3.org/2000/svg"
-_INK = "#222222"
+INK = "#222222"
 BELOW: dict[str, Any] = {"title": None, "orient": "bottom", "columns": 1, "symbolOpacity": 1, "symbolStrokeWidth": 0}
 """Legend below a plot, one name a line."""
 OF_LINES: dict[str, Any] = {"title": None, "orient": "bottom", "columns": 1, "symbolOpacity": 1} | {
@@ -99,20 +99,20 @@ def finished(chart: Any, title: str, subtitle: Sequence[str]) -> Chart:
     alt = altair()
     heading = alt.TitleParams(
         short(title, 90), subtitle=list(subtitle), anchor="start", frame="group", fontSize=14, subtitleFontSize=11,
-        subtitleColor="#444444", color=_INK, offset=12, subtitlePadding=4, limit=0,
+        subtitleColor="#444444", color=INK, offset=12, subtitlePadding=4, limit=0,
     )  # fmt: skip
     whole: Chart = (
         chart.properties(title=heading, background="white", padding=10)
         .configure(aria=False, font="Helvetica, Arial, Liberation Sans, sans-serif")
         .configure_axis(
-            labelFontSize=11, titleFontSize=12, titleFontWeight="normal", labelColor=_INK, titleColor=_INK,
+            labelFontSize=11, titleFontSize=12, titleFontWeight="normal", labelColor=INK, titleColor=INK,
             gridColor="#E6E6E6", domainColor="#888888", tickColor="#888888", labelLimit=420, labelFlush=False, titlePadding=8,
         )
         .configure_legend(
             labelFontSize=11, titleFontSize=11, titleFontWeight="normal", labelLimit=0, symbolSize=80,
-            labelColor=_INK, titleColor=_INK, columnPadding=16,
+            labelColor=INK, titleColor=INK, columnPadding=16,
         )
-        .configure_header(labelFontSize=11, labelColor=_INK, titleColor=_INK, labelLimit=300)
+        .configure_header(labelFontSize=11, labelColor=INK, titleColor=INK, labelLimit=300)
         .configure_view(stroke=None)
     )  # fmt: skip
     return whole

@@ -1,0 +1,166 @@
+"""The explorer on 100,000 x 768: seconds from a control's change to the changed figure on the screen.
+
+python benchmarks/explore.py            100,000 x 768, ten columns
+python benchmarks/explore.py --quick    5,000 x 64
+
+Headless Chromium turns each control in turn; the clock runs in the page, from the event to the drawn figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from playwright.sync_api import Page, sync_playwright
+
+from medprobe.explore.state import State
+from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, STAMP_ARRAY, Plan, ids_digest
+from medprobe.store_writer import create_store, write_block
+
+TARGET = 1.0  # seconds
+
+
+def make_store(path: Path, n: int, width: int) -> None:
+    rng = np.random.default_rng(0)
+    patient = rng.integers(0, n // 3, n)
+    label, site = rng.integers(0, 5, n), rng.integers(0, 10, n)
+    table = pd.DataFrame(
+        {
+            "id": [f"{i:06d}.png" for i in range(n)],
+            "grade": [f"g{g}" for g in label],
+            "sick": (label > 2).astype(int),
+            "patient": [f"p{p:06d}" for p in patient],
+            "site": [f"site{s}" for s in site],
+            "sex": np.where(patient % 2 == 0, "F", "M"),
+            "age": (20 + patient % 70).astype(float),
+            "device": [f"d{d}" for d in rng.integers(0, 4, n)],
+            "view": np.where(rng.random(n) < 0.5, "PA", "AP"),
+            "year": 2015 + patient % 9,
+            "split": np.array(["train", "val", "test"])[np.searchsorted([0.7, 0.8], (patient * 7919 % 1000) / 1000)],
+        }
+    )
+    plan = Plan(
+        encoder={"name": f"random/{width}", "weights_sha256": "0" * 64, "preprocess": {}}, fingerprint="0" * 64,
+        precision="fp32", views={"cls": width}, dtypes={"cls": "float16"}, default_view="cls", rows=n, block_rows=4096,
+        manifest_sha256=ids_digest(table["id"]),
+    )  # fmt: skip
+    roles = {"labels": ["sick"], "group": "patient", "split": "split", "data": "benchmark"}
+    store = create_store(path, plan, table, roles, card={}, versions={})
+    decay = (np.arange(1, width + 1) ** -0.5).astype(np.float32)
+    for index in range(plan.n_blocks):
+        rows = plan.block(index)
+        m = rows.stop - rows.start
+        X = rng.standard_normal((m, width), dtype=np.float32) * decay
+        X[:, 10:15] += 0.15 * np.eye(5, dtype=np.float32)[label[rows]]
+        arrays = {
+            "features/cls": X.astype(np.float16), DIGEST_ARRAY: rng.integers(0, 256, (m, 16), dtype=np.uint8),
+            STAMP_ARRAY: np.zeros((m, 2), np.int64), APPEARANCE_ARRAY: np.zeros((m, 4), np.float32),
+        }  # fmt: skip
+        write_block(store, index, arrays, (), {})
+
+
+def settled(page: Page, what: str, after: int) -> None:
+    """Wait for an answer of a question later than that number."""
+    page.wait_for_function(
+        "([after, what]) => { const s = document.querySelector('[data-testid=status]')?.dataset;"
+        " return s && Number(s.turn) > after && eval(what); }",
+        arg=[after, what],
+        timeout=600_000,
+    )
+
+
+# Waits in the page for a figure that is drawn anew after the control was turned.
+_CLOCK = """() => {
+  const figure = document.querySelector('[data-testid=leaderboard] .figure'), was = figure.dataset.drawn;
+  const start = performance.now();
+  window.drawnAfter = new Promise(done => new MutationObserver((_, me) => {
+    if (figure.dataset.drawn === was) return;
+    me.disconnect();
+    requestAnimationFrame(() => done((performance.now() - start) / 1000));
+  }).observe(figure, {attributes: true, attributeFilter: ['data-drawn']}));
+}"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--stores", type=Path, help="Folder to keep the store in. (default: a temporary one)")
+    given = parser.parse_args()
+    n, width = (5_000, 64) if given.quick else (100_000, 768)
+    with tempfile.TemporaryDirectory() as folder:
+        path = (given.stores or Path(folder)) / f"{n}x{width}.zarr"
+        if not path.exists():
+            make_store(path, n, width)
+        command = [sys.executable, "-m", "medprobe", "explore", str(path), "--no-browser", "--port", "0"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+            assert server.stderr is not None
+            address = next(w for line in server.stderr for w in line.split() if w.startswith("http://"))
+            try:
+                measure(address, n, width)
+            finally:
+                server.kill()
+
+
+def measure(address: str, n: int, width: int) -> None:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        start = time.perf_counter()
+        page.goto(f"{address}?{State(target='sick').to_query()}", timeout=600_000)
+        settled(page, "s.done === 'true'", 0)
+        print(f"{n} x {width}, {os.cpu_count()} cores, python {platform.python_version()}, numpy {np.__version__}")
+        print(f"first answers, stores read: {time.perf_counter() - start:.1f} s")
+        ridge, exact = [], []
+        for name, turn in controls(page):
+            after = int(page.get_attribute("[data-testid=status]", "data-turn") or 0)
+            page.evaluate(_CLOCK)
+            began = time.perf_counter()
+            turn()
+            ridge.append(float(page.evaluate("window.drawnAfter")))
+            settled(page, "s.probe === 'logreg'", after)
+            exact.append(time.perf_counter() - began)
+            settled(page, "s.done === 'true'", after)
+            print(f"  {name:<28} ridge {ridge[-1]:6.2f} s   logreg {exact[-1]:6.2f} s")
+        browser.close()
+    print(f"ridge p50 {np.median(ridge):.2f} s (target {TARGET:g} s), logreg p50 {np.median(exact):.2f} s")
+
+
+def controls(page: Page) -> list[tuple[str, Any]]:
+    def filtered(condition: str) -> Any:
+        return lambda: page.fill("[data-testid=where-input]", condition)
+
+    def nudged(times: int) -> Any:
+        return lambda: [page.locator("[data-testid=budget]").press("ArrowRight") for _ in range(times)]
+
+    def chosen(testid: str, option: str) -> Any:
+        def turn() -> None:
+            page.click(f"[data-testid={testid}] .q-field")
+            page.click(f".q-menu .q-item:has-text('{option}')")
+
+        return turn
+
+    return [
+        ("filter: a site less", filtered("site <> 'site3'")),
+        ("filter: one sex", filtered("sex = 'F'")),
+        ("filter: two devices and an age", filtered("device IN ('d0', 'd1') AND age > 30")),
+        ("no filter", filtered("")),
+        ("another target", chosen("target", "grade")),
+        ("no grouping", chosen("group", "no grouping")),
+        ("another target again", chosen("target", "view")),
+        ("few labels", nudged(4)),
+    ]
+
+
+if __name__ == "__main__":
+    main()

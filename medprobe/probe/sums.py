@@ -1,0 +1,135 @@
+"""Ridge answers from sums that are kept: a question that changes few rows costs these rows, not all of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medprobe.probe._passes import worker_threads
+from medprobe.probe.families import Family, Swept, family
+from medprobe.probe.ridge import ALPHAS, Doubles, Moments, RidgePath, RidgeProbe, complete, indicators
+from medprobe.probe.targets import Floats, Fold
+
+_BLOCK_ROWS = 1024
+
+
+@dataclass(eq=False)
+class _Known:
+    """Sums over some rows, and the ridge regressions of these rows once one was asked for."""
+
+    mask: NDArray[np.bool_]
+    moments: Moments
+    path: RidgePath | None = None
+
+
+class RowSums:
+    """Sums over sets of rows of one matrix, each found from the known set that differs from it in the fewest rows.
+
+    They are the double-precision sums of :class:`~medprobe.probe.ridge.Moments` up to rounding. Threads may share one.
+
+    Args:
+        X: Features, (n, D).
+        most: Sets that are kept; of each, two matrices (D, D). The least recently used goes first.
+
+    """
+
+    def __init__(self, X: Floats, most: int = 24) -> None:
+        self.X = X
+        self._most = most
+        self._known: list[_Known] = []
+        self._lock = threading.Lock()
+
+    def moments(self, rows: NDArray[Any], T: Doubles) -> Moments:
+        """Return the sums of some rows, each at most once, with their targets (len(rows), K)."""
+        with self._lock:
+            return self._with_targets(self._over(rows), rows, T)
+
+    def path(self, rows: NDArray[Any], T: Doubles) -> RidgePath:
+        """Return the ridge regressions of these rows; their decomposition does not depend on the targets and is kept.
+
+        Of fewer rows than features there is nothing worth keeping.
+        """
+        if len(rows) < self.X.shape[1]:
+            return RidgePath.of(self.X[rows], T)
+        with self._lock:
+            known = self._over(rows)
+            path = RidgePath(self._with_targets(known, rows, T), like=known.path)
+            if known.path is None:
+                known.path = path
+            return path
+
+    def _over(self, rows: NDArray[Any]) -> _Known:
+        mask = np.zeros(len(self.X), dtype=bool)
+        mask[rows] = True
+        nearest, fewest = None, int(mask.sum())
+        for known in self._known:
+            differ = int(np.count_nonzero(known.mask != mask))
+            if differ < fewest or differ == 0:
+                nearest, fewest = known, differ
+        if nearest is None:
+            found = _Known(mask, self._summed(mask))
+        elif fewest == 0:
+            self._known.remove(nearest)
+            found = nearest
+        else:
+            moments = nearest.moments + self._summed(mask & ~nearest.mask) - self._summed(nearest.mask & ~mask)
+            found = _Known(mask, moments)
+        self._known = [*self._known[-self._most + 1 :], found]
+        return found
+
+    def _summed(self, mask: NDArray[np.bool_]) -> Moments:
+        rows = np.flatnonzero(mask)
+        return Moments.of(self.X if len(rows) == len(self.X) else self.X[rows], np.zeros((len(rows), 0)))
+
+    def _with_targets(self, known: _Known, rows: NDArray[Any], T: Doubles) -> Moments:
+        def crossed(start: int) -> Doubles:
+            part = slice(start, start + _BLOCK_ROWS)
+            found: Doubles = self.X[rows[part]].astype(np.float64).T @ T[part]
+            return found
+
+        with worker_threads() as pool:
+            xt = sum(pool.map(crossed, range(0, len(rows), _BLOCK_ROWS)), np.zeros((self.X.shape[1], T.shape[1])))
+        return replace(known.moments, t=T.sum(axis=0), xt=xt)
+
+
+class SummedRidge:
+    """Ridge probes of some rows of views whose sums are kept; see :class:`~medprobe.probe.families.Summed`.
+
+    Args:
+        sums: Of each view, over all rows of a store.
+        rows: Which of these the question counts, (n,).
+
+    """
+
+    def __init__(self, sums: Mapping[str, RowSums], rows: NDArray[Any]) -> None:
+        self._sums, self._rows = sums, rows
+
+    def sweep(self, view: str, rows: np.ndarray, Y: np.ndarray, folds: Sequence[Fold], n_classes: int) -> Swept:
+        """Return settings and probabilities of the held-out rows, as :func:`~medprobe.probe.ridge.sweep_ridge`."""
+        sums, T, of = self._sums[view], indicators(Y, n_classes), self._rows[rows]
+        found: list[list[list[Doubles]]] = [[[] for _ in folds] for _ in ALPHAS]
+        for column, known in complete(T):
+            for i, (train, val) in enumerate(folds):
+                used = np.intersect1d(train, known)
+                held_out = sums.path(of[used], T[used][:, column]).held_out(sums.X[of[val]], ALPHAS, Y.ndim == 2)
+                for by_fold, proba in zip(found, held_out, strict=True):
+                    by_fold[i].append(proba)
+        return [
+            ({"alpha": alpha}, [np.concatenate(parts, axis=1) for parts in by_fold])
+            for alpha, by_fold in zip(ALPHAS, found, strict=True)
+        ]
+
+    def fit(self, view: str, settings: Mapping[str, Any], rows: np.ndarray, y: np.ndarray) -> RidgeProbe:
+        """Return a ridge probe of these rows."""
+        sums, of = self._sums[view], self._rows[rows]
+        return RidgeProbe(**settings).fit_sums(lambda known, T: sums.moments(of[known], T), y, len(of))
+
+
+def summed_ridge(sums: Mapping[str, RowSums], rows: NDArray[Any]) -> Family:
+    """Return the family ``ridge`` for a question about these rows of a store, answered from sums that are kept."""
+    return replace(family("ridge"), summed=SummedRidge(sums, rows))
