@@ -17,10 +17,12 @@ import subprocess
 import sys
 import tempfile
 import termios
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
+from playwright.sync_api import Page, sync_playwright
 from rich.console import Console
 from rich.text import Text
 
@@ -28,6 +30,7 @@ from medprobe.demo_images import contact_sheet
 from medprobe.errors import UsageError
 
 IMAGES = Path(__file__).parent / "images"
+_MILLISECONDS = 300_000
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _REDRAWN = re.compile(r"\r(?:\x1b\[2K)?(?!\n)")  # where a line is begun again: a frame of a progress bar
 
@@ -79,44 +82,78 @@ def draw_terminal(runs: Sequence[tuple[str, str]], file: Path, title: str, width
     file.write_text(svg, encoding="utf-8")
 
 
-def screenshot(page: str | Path, file: Path, size: tuple[int, int] = (1200, 900), milliseconds: int = 3000) -> None:
+@contextmanager
+def served(arguments: str, folder: Path) -> Iterator[str]:
+    """Yield the address of ``medprobe explore`` with these arguments, for as long as the context lasts."""
+    command = [
+        Path(sys.executable).with_name("medprobe"),
+        "explore",
+        *shlex.split(arguments),
+        "--no-browser",
+        "--port",
+        "0",
+    ]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        yield next(word for line in process.stderr for word in line.split() if word.startswith("http://"))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def screenshot(
+    page: str | Path,
+    file: Path,
+    size: tuple[int, int],
+    *,
+    ready: str = "body",
+    before: Callable[[Page], object] = lambda page: None,
+) -> None:
     """Write a PNG of a page as Chromium draws it, without a window and without any other machine.
 
     Args:
         page: A file, or an address on 127.0.0.1 such as the explorer's.
         file: The PNG.
         size: Width and height of the window; what is below is cut off.
-        milliseconds: Time that scripts of the page have.
+        ready: CSS selector of what has to be there.
+        before: What is done to the page then.
 
     Raises:
-        UsageError: There is no browser, or it draws nothing.
+        UsageError: There is no browser.
 
     """
     browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
     if browser is None:
         raise UsageError(f"a picture of a page needs a browser: one of {', '.join(_BROWSERS)}")
-    address = page if isinstance(page, str) else page.resolve().as_uri()
-    with tempfile.TemporaryDirectory() as profile:
-        options = [
-            "--headless=new",
-            "--no-sandbox",
-            "--hide-scrollbars",
-            "--disable-background-networking",
-            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-            f"--user-data-dir={profile}",
-            f"--window-size={size[0]},{size[1]}",
-            f"--virtual-time-budget={milliseconds}",
-            f"--screenshot={file.resolve()}",
-        ]
-        done = subprocess.run([browser, *options, address], capture_output=True, text=True, timeout=180, check=False)
-    if done.returncode or not file.exists():
-        raise UsageError(f"{address}: no picture of it: {done.stderr.strip()[-500:]}")
+    with sync_playwright() as playwright:
+        window = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page(
+            viewport={"width": size[0], "height": size[1]}
+        )
+        window.goto(page if isinstance(page, str) else page.resolve().as_uri())
+        window.wait_for_selector(ready, timeout=_MILLISECONDS, state="attached")
+        before(window)
+        window.wait_for_timeout(1000)  # for what moves
+        window.screenshot(path=file)
     with Image.open(file) as picture:
         picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
+def choose_images(page: Page) -> None:
+    """Show the explorer's map and drag a region of it."""
+    page.click("[data-testid=tab-images]")
+    page.wait_for_selector("[data-testid=map] svg .mark-symbol", timeout=_MILLISECONDS)
+    box = page.locator("[data-testid=map] svg").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 0.55 * box["width"], box["y"] + 0.3 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.6 * box["height"], steps=8)
+    page.mouse.up()
+    page.wait_for_selector("[data-testid=cards] .entry img", timeout=_MILLISECONDS)
+
+
 def main(demo: Path) -> None:
-    """Write ``cells.png``, ``help.svg``, ``embed.svg``, ``leaderboard.svg`` and ``report.png``."""
+    """Write ``cells.png``, those of terminals, of the report and of the explorer."""
     contact_sheet(demo / "manifest.csv", columns=10, rows=2).save(IMAGES / "cells.png")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -134,6 +171,11 @@ def main(demo: Path) -> None:
         draw_terminal([(probed, shown)], IMAGES / "leaderboard.svg", "probing", width=168)
         terminal("medprobe report results/ -o report.html", folder)
         screenshot(folder / "report.html", IMAGES / "report.png", (1200, 1300))
+        stores = " ".join(str(path) for path in sorted((folder / "stores").iterdir()))
+        with served(f"{stores} --images cells.csv", folder) as address:
+            done = "[data-testid=status][data-sure=true][data-done=true]"
+            screenshot(address, IMAGES / "explore.png", (1280, 800), ready=done)
+            screenshot(address, IMAGES / "explore-images.png", (1280, 800), ready=done, before=choose_images)
 
 
 if __name__ == "__main__":
