@@ -141,7 +141,7 @@ def controls(page: Page) -> list[tuple[str, Any]]:
         return lambda: page.fill("[data-testid=where-input]", condition)
 
     def nudged(times: int) -> Any:
-        return lambda: [page.locator("[data-testid=budget]").press("ArrowRight") for _ in range(times)]
+        return lambda: [page.locator("[data-testid=budget] [tabindex='0']").press("ArrowRight") for _ in range(times)]
 
     def chosen(testid: str, option: str) -> Any:
         def turn() -> None:

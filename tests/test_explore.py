@@ -117,7 +117,7 @@ def test_nothing_is_computed_for_a_question_that_is_stale(session):
 
 def test_figures_that_cannot_be_say_why(session):
     board = next(boards(session, State(target="sick", probe="ridge"), lambda: False))
-    panels = board.panels()
+    panels = dict(board.panels())
     assert "no subgroups" in panels["subgroup"].missing
     assert json.loads(panels["roc"].spec)["title"]["subtitle"]
     with pytest.raises(UsageError, match="--target nothing"):

@@ -69,6 +69,11 @@ class Tab:
         self.page.wait_for_function(f"name => {_TEXTS}.some(t => t.textContent === name)", arg=method)
         return str(self.page.evaluate(_VALUE, method))
 
+    def slide(self, testid: str, key: str, times: int) -> None:
+        self.page.locator(f"[data-testid={testid}] [tabindex='0']").focus()
+        for _ in range(times):
+            self.page.keyboard.press(key)
+
     def choose(self, testid: str, option: str) -> None:
         self.page.click(f"[data-testid={testid}]")
         self.page.click(f".q-menu .q-item:has-text({json.dumps(option)})")
@@ -152,10 +157,7 @@ def test_what_is_shown_is_what_the_copied_command_prints(tab):
     for name in rows:
         assert tab.value(name) == shown(rows[name])
     turn = tab.turn
-    slider = tab.page.locator("[data-testid=budget]")
-    slider.focus()
-    for _ in range(3):
-        slider.press("ArrowRight")
+    tab.slide("budget", "ArrowRight", 3)
     tab.settled(turn + 1)
     words = tab.command()
     assert words[words.index("--shots") + 1] == "5"
@@ -167,12 +169,8 @@ def test_a_link_restores_the_view_and_python_its_operating_point(tab):
     tab.open(BOTH)
     turn, link = tab.turn, tab.page.url
     at_half = tab.text("measures")
-    tab.page.locator("[data-testid=threshold-slider]").focus()
-    for _ in range(20):
-        tab.page.keyboard.press("ArrowLeft")
-    tab.page.locator("[data-testid=prevalence-slider]").focus()
-    for _ in range(5):
-        tab.page.keyboard.press("ArrowRight")
+    tab.slide("threshold-slider", "ArrowLeft", 20)
+    tab.slide("prevalence-slider", "ArrowRight", 5)
     tab.page.wait_for_function(
         "location.search.includes('threshold=0.3') && location.search.includes('prevalence=0.05')"
     )
@@ -199,7 +197,7 @@ def test_images_of_a_part_of_the_map(tab):
     tab.page.click("[data-testid=tab-images]")
     tab.page.wait_for_selector("[data-testid=map] svg .mark-symbol")
     box = tab.page.locator("[data-testid=map] svg").bounding_box()
-    tab.page.mouse.move(box["x"] + 40, box["y"] + 90)
+    tab.page.mouse.move(box["x"] + 90, box["y"] + 110)
     tab.page.mouse.down()
     tab.page.mouse.move(box["x"] + box["width"] - 40, box["y"] + 360, steps=4)
     tab.page.mouse.up()

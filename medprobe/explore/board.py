@@ -94,16 +94,14 @@ class Board:
             seed=self.state.seed,
         )
 
-    def panels(self) -> dict[str, Panel]:
-        """Return every figure by its name; those that rest on resamples only once there are some."""
+    def panels(self) -> Iterator[tuple[str, Panel]]:
+        """Yield every figure with its name, the leaderboard first; bands only once there are intervals."""
         few = RESAMPLES if self.sure else 0
-        return {
-            "leaderboard": _panel(lambda: figures.leaderboard(self.results)),
-            "roc": _panel(lambda: self._roc(few)),
-            "confusion": self.confusion(self.state.threshold),
-            "calibration": _panel(lambda: prediction_figures.calibration(self.rows, self.single)),
-            "subgroup": _panel(lambda: figures.subgroup(self.rows)),
-        }
+        yield "leaderboard", _panel(lambda: figures.leaderboard(self.results))
+        yield "confusion", self.confusion(self.state.threshold)
+        yield "subgroup", _panel(lambda: figures.subgroup(self.rows))
+        yield "calibration", _panel(lambda: prediction_figures.calibration(self.rows, self.single))
+        yield "roc", _panel(lambda: self._roc(few))
 
     def confusion(self, threshold: float) -> Panel:
         """Return the confusion matrix at a threshold; of more than two classes, of the most probable one."""
@@ -178,6 +176,6 @@ def said(board: Board) -> str:
 
 def _panel(make: Callable[[], Any]) -> Panel:
     try:
-        return Panel(spec=json.dumps(make().to_dict()))
+        return Panel(spec=json.dumps(make().to_dict(validate=False)))
     except MedprobeError as error:
         return Panel(missing=str(error))

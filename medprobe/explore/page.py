@@ -122,10 +122,12 @@ class Page:
         steps = boards(self.session, self.state, stale)
         try:
             while (board := await threaded(next, steps, None)) is not None:
-                panels = await threaded(board.panels)
-                if stale():
-                    return
-                self._show(board, panels, time.perf_counter() - started)
+                panels = board.panels()
+                while (panel := await threaded(next, panels, None)) is not None:
+                    if stale():
+                        return
+                    self._put(*panel)
+                self._show(board, time.perf_counter() - started)
         except Stale:
             return
         except MedprobeError as error:
@@ -136,7 +138,7 @@ class Page:
             if turn == self.turn:
                 self.spinner.set_visibility(False)
 
-    def _show(self, board: Board, panels: dict[str, Panel], seconds: float) -> None:
+    def _show(self, board: Board, seconds: float) -> None:
         self.board = board
         self.controls.answered(board)
         waiting = f"; {board.waiting} to come" if board.waiting else ""
@@ -145,8 +147,6 @@ class Page:
         found["sure"] = str(board.sure).lower()
         self.status.props(" ".join(f"data-{name}={value}" for name, value in found.items()))
         self.said.set_text(said(board))
-        for name, panel in panels.items():
-            self._put(name, panel)
         self.gallery.answered()
         background_tasks.create(self._measure(self.turn))
 
