@@ -11,7 +11,9 @@ from medprobe.commands.options import Partial
 
 
 def explore(
-    stores: Annotated[list[Path] | None, typer.Argument(metavar="STORE...", help="Feature stores.")] = None,
+    stores: Annotated[
+        list[str] | None, typer.Argument(metavar="STORE...", help="Feature stores: folders or URLs.")
+    ] = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="Open the stores of medprobe demo, and make them if they are absent.")
     ] = False,

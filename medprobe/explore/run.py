@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from medprobe.errors import UsageError
+from medprobe.storage import AnyPlace
 
 PORT = 8123
 
 
 def explore(
-    stores: Sequence[str | os.PathLike[str]] = (),
+    stores: Sequence[AnyPlace] = (),
     *,
     demo: bool = False,
     images: str | os.PathLike[str] | None = None,
@@ -57,7 +57,7 @@ def explore(
 
         made, table = demo_stores()
         stores, images = [*stores, *made], images or table
-    session = Session([Path(store) for store in stores], partial=partial)
+    session = Session(stores, partial=partial)
     pictures = Pictures(session, Images(images))
     threading.Thread(target=session.warm, args=(State(),), daemon=True).start()
 

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +22,7 @@ from medprobe.probe.question import Question, ask, with_shots
 from medprobe.probe.run import Trial, answered
 from medprobe.probe.sums import RowSums, summed_ridge
 from medprobe.results import Results
+from medprobe.storage import AnyPlace
 from medprobe.store import FeatureStore
 
 Found = TypeVar("Found")
@@ -113,7 +113,7 @@ class Session:
 
     """
 
-    def __init__(self, paths: Sequence[str | Path], *, partial: bool = False) -> None:
+    def __init__(self, paths: Sequence[AnyPlace], *, partial: bool = False) -> None:
         if not paths:
             raise UsageError("explore: name at least one feature store (or --demo)")
         self.paths: dict[str, str] = {}
