@@ -53,6 +53,13 @@ def worker_threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """BLAS held to one thread: its own wait for each other at every step of a decomposition, for long on a busy machine."""
+    with ThreadpoolController().select(user_api="blas").limit(limits=1):
+        yield
+
+
 class OrderedRows:
     """The rows that count for any unit: centred, scaled, grouped by the folds they count for and sorted by class.
 

@@ -18,6 +18,7 @@ from scipy.special import expit, softmax
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from medprobe.probe._estimator import Probe
+from medprobe.probe._passes import one_thread
 from medprobe.probe._rows import linear
 from medprobe.probe.targets import Floats, Fold, encode_targets
 
@@ -130,7 +131,8 @@ def solve(moments: Moments, alpha: float, standardize: bool = True) -> tuple[Dou
         standardised = _Standardised(moments, standardize)
         damped = standardised.covariance
         damped[np.diag_indices_from(damped)] += alpha * standardised.unit
-        coef = cho_solve(cho_factor(damped, overwrite_a=True, check_finite=False), standardised.cross)
+        with one_thread():
+            coef = cho_solve(cho_factor(damped, overwrite_a=True, check_finite=False), standardised.cross)
     coef = coef / standardised.scale[:, None]
     return coef, standardised.target_mean - standardised.mean @ coef
 
@@ -148,7 +150,8 @@ class RidgePath:
     def __init__(self, moments: Moments, standardize: bool = True, like: RidgePath | None = None) -> None:
         self.standardised: _Standardised | _FewRows = _Standardised(moments, standardize)
         if like is None:
-            values, self.basis = np.linalg.eigh(self.standardised.covariance)
+            with one_thread():
+                values, self.basis = np.linalg.eigh(self.standardised.covariance)
             self.values = np.maximum(values, 0.0)
         else:
             self.values, self.basis = like.values, like.basis
@@ -168,7 +171,8 @@ class RidgePath:
         path = cls.__new__(cls)
         path.standardised = standardised = _FewRows.of(X, T)
         Z = standardised.rows
-        values, left = np.linalg.eigh(Z @ Z.T / len(Z))
+        with one_thread():
+            values, left = np.linalg.eigh(Z @ Z.T / len(Z))
         kept = values > 1e-12 * max(float(values[-1]), 1e-300)
         path.values = values[kept]
         path.basis = Z.T @ (left[:, kept] / np.sqrt(len(Z) * path.values))
