@@ -170,7 +170,7 @@ def main(demo: Path) -> None:
         shown = terminal(probed, folder, width=168)
         draw_terminal([(probed, shown)], IMAGES / "leaderboard.svg", "probing", width=168)
         terminal("medprobe report results/ -o report.html", folder)
-        screenshot(folder / "report.html", IMAGES / "report.png", (1200, 1300))
+        screenshot(folder / "report.html", IMAGES / "report.png", (1240, 1300))
         stores = " ".join(str(path) for path in sorted((folder / "stores").iterdir()))
         with served(f"{stores} --images cells.csv", folder) as address:
             done = "[data-testid=status][data-sure=true][data-done=true]"

@@ -18,12 +18,13 @@ _STYLE = """
   :root { --ink: #e8e8ea; --paper: #17181a; --soft: #232528; --line: #3b3e43; --mark: #56b4e9; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 60rem; color: var(--ink); background: var(--paper);
+body { margin: 0 auto; padding: 1rem; max-width: 72rem; color: var(--ink); background: var(--paper);
   font: 1rem/1.5 system-ui, "Helvetica Neue", Arial, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.2; }
 h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid var(--line); padding-bottom: .25rem; }
 h3 { font-size: 1rem; margin-bottom: .25rem; }
 a { color: var(--mark); }
+p, li { max-width: 60rem; }
 nav ul { columns: 20rem; padding-left: 1.2rem; }
 .summary { background: var(--soft); border-left: .3rem solid var(--mark); padding: .5rem 1rem; }
 .summary h3:first-child { margin-top: .25rem; }
