@@ -24,8 +24,10 @@ import pandas as pd
 from playwright.sync_api import Page, sync_playwright
 
 from medprobe.explore.state import State
-from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, STAMP_ARRAY, Plan, ids_digest
+from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, STAMP_ARRAY
+from medprobe.store_records import Plan
 from medprobe.store_writer import create_store, write_block
+from medprobe.tables import ids_digest
 
 TARGET = 1.0  # seconds
 
