@@ -196,6 +196,14 @@ def test_without_a_group_column_that_is_said(patients, tmp_path):
     assert any("every image counts as a patient" in note for note in row.notes)
 
 
+def test_no_resamples_leave_the_value_without_an_interval(store):
+    options = {"probes": ["ridge"], "n_folds": 3}
+    bare, sure = (primary(medprobe.probe(store, "sick", **options, n_resamples=n)) for n in (0, 50))
+    assert bare.value == sure.value
+    assert np.isnan([bare.ci_low, bare.ci_high]).all()
+    assert sure.ci_low < sure.value < sure.ci_high
+
+
 def test_usage_errors_name_the_flag(store):
     for kwargs, words in [
         ({"target": "grad"}, "--target grad: no such column; there are: grade, sick"),
@@ -206,7 +214,7 @@ def test_usage_errors_name_the_flag(store):
         ({"target": "sick", "test_size": 1.5}, "--test-size"),
         ({"target": "sick", "n_folds": 3, "test_size": 0.2}, "give one of them"),
         ({"target": "sick", "probes": ["svm"]}, "--probe svm"),
-        ({"target": "sick", "n_resamples": 0}, "--bootstrap"),
+        ({"target": "sick", "n_resamples": -1}, "--bootstrap"),
     ]:
         with pytest.raises(UsageError, match=words.replace("(", r"\(")):
             medprobe.probe(store, **kwargs)

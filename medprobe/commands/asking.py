@@ -53,4 +53,4 @@ Subgroups = Annotated[
     list[str] | None,
     typer.Option(help="Report each value of this column by itself; may be repeated.", rich_help_panel=SURE),
 ]
-Bootstrap = Annotated[int, typer.Option(help="Resamples of the intervals.", rich_help_panel=SURE)]
+Bootstrap = Annotated[int, typer.Option(help="Resamples of the intervals; 0 for none.", rich_help_panel=SURE)]
