@@ -49,7 +49,7 @@ def test_a_batch_that_was_too_large_is_not_tried_again():
 def test_what_is_chosen_stays_and_partial_batches_say_nothing():
     cuda = torch.device("cuda")
     assert settle(BatchSize.of(10, cuda, 1), lambda n: 1 / n) == 10
-    assert settle(BatchSize.of(None, torch.device("cpu"), 1), lambda n: 1 / n) == 32
+    assert settle(BatchSize.of(None, torch.device("cpu"), 1), lambda n: 1 / n) == 8
     assert settle(BatchSize.of(None, cuda, 3 * 1024**2), lambda n: 1 / n) == 128  # what is staged is bounded
     batch = BatchSize.of(None, cuda, 1)
     for _ in range(10):
