@@ -134,6 +134,10 @@ class Page:
             if not stale():
                 self.controls.fail(str(error))
                 self.status.set_text("not answered: what is shown is of the last question that was")
+        except Exception:  # a fault of the program's own: silence would pass the old figures off as the answer
+            if not stale():
+                self.status.set_text("not answered, by a fault of medprobe: the terminal shows it")
+            raise
         finally:
             if turn == self.turn:
                 self.spinner.set_visibility(False)
