@@ -98,7 +98,7 @@ def values(chart: object, *keys: str) -> list[dict]:
         if isinstance(part, dict):
             for item in part.values():
                 look(item)
-        elif isinstance(part, list):
+        elif isinstance(part, list | tuple):
             for item in part:
                 look(item)
             if part and isinstance(part[0], dict) and set(keys) <= set(part[0]):

@@ -21,7 +21,7 @@ BUDGETS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 """Labelled images of each class; 0 for all that there are."""
 
 _SPLITS = {"recorded": "as recorded", "folds": "folds", "hold-out": "hold-out", "leave-out": "leave one out"}
-_WAIT = "debounce=400"
+_WAIT = "debounce=250"
 
 
 class Controls:

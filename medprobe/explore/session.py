@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,8 @@ from medprobe.probe.families import Family, family
 from medprobe.probe.features import Features, features_of
 from medprobe.probe.question import Question, ask, with_shots
 from medprobe.probe.run import Trial, answered
-from medprobe.probe.sums import RowSums, summed_ridge
+from medprobe.probe.sums import Gathered, RowSums, summed_ridge
+from medprobe.probe.targets import Floats
 from medprobe.results import Results
 from medprobe.storage import AnyPlace
 from medprobe.store import FeatureStore
@@ -198,8 +199,10 @@ class Session:
 
         def predict() -> Answer:
             kind = self._family(name, state, probe, asked, stale)
-            trial = Trial(kind, asked.features.of(asked.question.target.rows), asked.question)
-            return answered(trial, len(self.stores[name].failures), state.seed)[0]
+            rows, features = asked.question.target.rows, asked.features
+            gathered = {view: cast(Floats, Gathered(X, rows)) for view, X in features.views.items()}
+            given = replace(features, views=gathered) if kind.summed else features.of(rows)
+            return answered(Trial(kind, given, asked.question), len(self.stores[name].failures), state.seed)[0]
 
         def report() -> Results:
             _check(stale)

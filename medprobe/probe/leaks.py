@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -25,8 +26,8 @@ def image_codes(digests: np.ndarray) -> np.ndarray:
 
     A digest of zeros is that of an image nobody knows: it equals no other.
     """
-    _, codes = np.unique(digests, axis=0, return_inverse=True)
-    codes = codes.reshape(-1)
+    whole = np.ascontiguousarray(digests).view(f"V{digests.shape[1]}").ravel()
+    codes: np.ndarray = pd.factorize(whole.astype(object))[0]
     unknown = ~digests.any(axis=1)
     codes[unknown] = codes.max(initial=0) + 1 + np.arange(int(unknown.sum()))
     return codes

@@ -24,6 +24,7 @@ from medprobe.probe.splits import (
     hold_out_split,
     leave_out_split,
     n_groups,
+    texts,
 )
 from medprobe.probe.targets import Floats
 from medprobe.probe.task import Target, target_columns
@@ -77,7 +78,7 @@ class Question:
     Attributes:
         target: What is predicted, and for which rows of the store's samples. All else here counts these rows.
         taught: Targets that are learned from: those of ``target``, unless some are made wrong on purpose.
-        groups: Patients, or None where no column of them is known.
+        groups: A number for each row's patient, (n,), or None where no column of them is known.
         together: What a split keeps whole: the patients, those who share a picture joined.
         group: Name of the column of patients.
         splits: One split, or as many draws of few labels from it, all with the same tested rows.
@@ -158,7 +159,7 @@ def ask(store: Asked, wish: Wish, rows: np.ndarray | None = None) -> Question:
     for flag, column in named:
         if column is not None and column not in columns:
             raise UsageError(f"{flag} {column}: no such column; there are: {', '.join(columns)}")
-    groups = None if group_col is None else _group_names(samples[group_col].to_numpy(), asked.rows)
+    groups, names = (None, None) if group_col is None else _groups(samples[group_col].iloc[asked.rows], asked.rows)
     digests = store.image_digests() if rows is None else store.image_digests()[rows]
     codes = image_codes(digests[asked.rows])
     parts = None if bag is None else np.unique(samples[bag].to_numpy(dtype=str)[asked.rows], return_inverse=True)[1]
@@ -169,9 +170,9 @@ def ask(store: Asked, wish: Wish, rows: np.ndarray | None = None) -> Question:
     elif wish.test_size is not None:
         split = hold_out_split(asked.y, together, wish.test_size, wish.seed)
     elif wish.leave_out is not None:
-        split = leave_out_split(list(samples[wish.leave_out].iloc[asked.rows]), wish.leave_out, together)
+        split = leave_out_split(samples[wish.leave_out].iloc[asked.rows], wish.leave_out, together)
     elif split_col is not None:
-        split = given_split(list(samples[split_col].iloc[asked.rows]), split_col, groups)
+        split = given_split(samples[split_col].iloc[asked.rows], split_col, groups, names)
     else:
         split = fold_split(asked.y, together, min(DEFAULT_FOLDS, n_groups(together, len(asked.y))), wish.seed)
     if isinstance(store, Bags):  # bags of another column are other samples, not to be ranked with these
@@ -259,9 +260,12 @@ def _only_label(store: Asked) -> str:
     raise UsageError(f"--target: name the column to predict; {store.path.name} has: {columns}")
 
 
-def _group_names(names: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return the group of each row as text; a row without one is a group by itself."""
-    text = np.array([str(name) for name in names[rows]], dtype=object)
-    empty = np.isin(text, ["", "nan", "None"])
-    text[empty] = [f"(no group, row {row})" for row in rows[empty]]
-    return text.astype(str)
+def _groups(column: pd.Series, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a code (n,) for the group of each row, in the order of their names, and these; one without is by itself."""
+    codes, words = texts(column)
+    alone = np.flatnonzero(words[codes] == "")
+    codes[alone] = len(words) + np.arange(len(alone))
+    words = np.concatenate([words, [f"(no group, row {row})" for row in rows[alone]]])
+    present, codes = np.unique(codes, return_inverse=True)
+    names, order = np.unique(words[present].astype(str), return_inverse=True)
+    return order[codes], names

@@ -18,7 +18,7 @@ from scipy.special import expit, softmax
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from medprobe.probe._estimator import Probe
-from medprobe.probe._passes import one_thread
+from medprobe.probe._passes import one_thread, worker_threads
 from medprobe.probe._rows import linear
 from medprobe.probe.targets import Floats, Fold, encode_targets
 
@@ -28,7 +28,7 @@ Doubles = NDArray[np.float64]
 ALPHAS = tuple((10.0 ** np.arange(4, -6.5, -0.5)).tolist())
 # Below this penalty rounding may make the damped covariance indefinite.
 _FIRM = 1e-8
-_ROWS = 8192  # rows turned to double precision at a time
+_ROWS = 2048  # rows turned to double precision at a time
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,14 @@ class Moments:
     def of(cls, X: Floats, T: Floats) -> Moments:
         """Return the sums of features (n, D) and targets (n, K), taken in double precision."""
         width, k = X.shape[1], T.shape[1]
-        xx, xt = np.zeros((width, width)), np.zeros((width, k))
-        x, t = np.zeros(width), np.zeros(k)
-        for start in range(0, len(X), _ROWS):
+
+        def summed(start: int) -> Moments:
             rows, targets = (part[start : start + _ROWS].astype(np.float64) for part in (X, T))
-            xx += rows.T @ rows
-            xt += rows.T @ targets
-            x += rows.sum(axis=0)
-            t += targets.sum(axis=0)
-        return cls(float(len(X)), x, t, xx, xt)
+            return cls(float(len(rows)), rows.sum(axis=0), targets.sum(axis=0), rows.T @ rows, rows.T @ targets)
+
+        nothing = cls(0.0, np.zeros(width), np.zeros(k), np.zeros((width, width)), np.zeros((width, k)))
+        with worker_threads() as pool:
+            return sum(pool.map(summed, range(0, len(X), _ROWS)), nothing)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.n + other.n, self.x + other.x, self.t + other.t, self.xx + other.xx, self.xt + other.xt)
@@ -343,8 +342,7 @@ class RidgeProbe(Probe):
         """Return the regression's values (m, K): an estimate of each class's probability that may leave [0, 1]."""
         check_is_fitted(self)
         rows: Floats = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        scores: Doubles = rows @ self.coef_ + self.intercept_
-        return scores
+        return linear(rows, self.coef_.T, self.intercept_)
 
     def predict_proba(self, X: ArrayLike) -> Doubles:
         """Return :func:`probabilities` of the scores, (m, K)."""

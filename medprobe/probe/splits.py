@@ -44,24 +44,42 @@ class Split:
         return np.concatenate([part.test for part in self.parts])
 
 
-def given_split(values: Sequence[object], column: str, groups: np.ndarray | None) -> Split:
+def texts(values: Sequence[object] | pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Return a code (n,) for each value, and for each code its text without spaces around, empty where it is missing."""
+    codes, found = pd.factorize(values if isinstance(values, pd.Series) else pd.Series(values, dtype=object))
+    words = np.array([*(str(value).strip() for value in np.asarray(found, dtype=object)), ""], dtype=object)
+    words[np.isin(words, ["nan", "None"])] = ""
+    codes[codes < 0] = len(found)
+    return codes, words
+
+
+def given_split(
+    values: Sequence[object] | pd.Series, column: str, groups: np.ndarray | None, names: np.ndarray | None = None
+) -> Split:
     """Return the split that a column states: train, val (optional) and test; rows with an empty value take no part.
+
+    Args:
+        values: Of the column, (n,).
+        column: Its name, for messages.
+        groups: Groups (patients) of the rows, or None.
+        names: What the groups, numbers then, are called in messages.
 
     Raises:
         DataError: Another word than these, no rows for train or test, or a group on two sides.
 
     """
-    words = np.array([str(value).strip().lower() for value in values], dtype=object)
-    unknown = sorted({w for w in words if w not in SPLIT_NAMES and w not in {"", "nan", "none"}})
+    codes, words = texts(values)
+    words = np.array([word.lower() for word in words], dtype=object)
+    unknown = sorted({word for word in words if word not in {*SPLIT_NAMES, "", "nan", "none"}})
     if unknown:
         raise DataError(f"--split-col {column}: '{unknown[0]}' is none of train, val, test")
-    sides = np.array([SPLIT_NAMES.get(w, "") for w in words])
-    rows = {side: np.flatnonzero(sides == side) for side in ("train", "val", "test")}
+    sides = np.array([SPLIT_NAMES.get(word, "") for word in words])
+    rows = {side: np.flatnonzero((sides == side)[codes]) for side in ("train", "val", "test")}
     for side in ("train", "test"):
         if not len(rows[side]):
             raise DataError(f"--split-col {column}: no labelled image with features is in '{side}'")
     if groups is not None:
-        check_leaks(rows, groups)
+        check_leaks(rows, groups, names)
     val = rows["val"] if len(rows["val"]) else None
     return Split(column, (Part(rows["train"], val, rows["test"]),))
 
@@ -95,7 +113,7 @@ def hold_out_split(y: np.ndarray, groups: np.ndarray | None, test_size: float, s
     return Split(f"hold-out {test_size:g}", (Part(train, None, test),))
 
 
-def leave_out_split(values: Sequence[object], column: str, groups: np.ndarray | None) -> Split:
+def leave_out_split(values: Sequence[object] | pd.Series, column: str, groups: np.ndarray | None) -> Split:
     """Return one part for each value of a column (a site, a scanner): tested on it, trained on all the others.
 
     Rows without a value take no part; a group (patient) with images of several values is not trained on where it is
@@ -105,14 +123,14 @@ def leave_out_split(values: Sequence[object], column: str, groups: np.ndarray | 
         DataError: The column has fewer than two values.
 
     """
-    words = np.array([str(value).strip() for value in values], dtype=object)
-    present = ~np.isin(words, ["", "nan", "None"])
-    names = sorted(set(words[present]))
+    codes, words = texts(values)
+    present = (words != "")[codes]
+    names = sorted({words[code] for code in np.unique(codes)} - {""})
     if len(names) < 2:
         raise DataError(f"--leave-out {column}: the column has {len(names)} values; there is nothing to leave out")
     parts = []
     for name in names:
-        tested = words == name
+        tested = (words == name)[codes]
         trained = present & ~tested
         if groups is not None:
             trained &= ~np.isin(groups, groups[tested])
@@ -214,14 +232,15 @@ def _from_many_groups(rows: np.ndarray, groups: np.ndarray | None, n: int, rando
     return rows[np.argsort(turn, kind="stable")][:n]
 
 
-def check_leaks(sides: dict[str, np.ndarray], groups: np.ndarray) -> None:
+def check_leaks(sides: dict[str, np.ndarray], groups: np.ndarray, names: np.ndarray | None = None) -> None:
     """Raise a DataError that names the groups (patients) found on more than one side of a split."""
-    names = list(sides)
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
+    order = list(sides)
+    for i, first in enumerate(order):
+        for second in order[i + 1 :]:
             shared = np.intersect1d(groups[sides[first]], groups[sides[second]])
             if len(shared):
-                listed = ", ".join(str(g) for g in shared[:5]) + (", ..." if len(shared) > 5 else "")
+                some = [str(g if names is None else names[g]) for g in shared[:5]]
+                listed = ", ".join(some) + (", ..." if len(shared) > 5 else "")
                 raise DataError(
                     f"{len(shared)} groups are in both {first} and {second} ({listed}): images of one patient on both sides "
                     "make a result look better than it is. Mend the split column, or let medprobe split (--folds 5)."

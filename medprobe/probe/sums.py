@@ -16,6 +16,10 @@ from medprobe.probe.ridge import ALPHAS, Doubles, Moments, RidgePath, RidgeProbe
 from medprobe.probe.targets import Floats, Fold
 
 _BLOCK_ROWS = 1024
+_MOST_TARGETS = 8
+
+
+_MOST_BYTES = 2**29
 
 
 @dataclass(eq=False)
@@ -34,20 +38,21 @@ class RowSums:
 
     Args:
         X: Features, (n, D).
-        most: Sets that are kept; of each, two matrices (D, D). The least recently used goes first.
+        most: Sets that are kept, each with two matrices (D, D); by default as many as half a gigabyte holds.
 
     """
 
-    def __init__(self, X: Floats, most: int = 24) -> None:
+    def __init__(self, X: Floats, most: int | None = None) -> None:
         self.X = X
-        self._most = most
+        self._most = most or max(6, _MOST_BYTES // (16 * X.shape[1] ** 2))
         self._known: list[_Known] = []
+        self._crossed: list[tuple[Doubles, Doubles]] = []
         self._lock = threading.Lock()
 
     def moments(self, rows: NDArray[Any], T: Doubles) -> Moments:
         """Return the sums of some rows, each at most once, with their targets (len(rows), K)."""
         with self._lock:
-            return self._with_targets(self._over(rows), rows, T)
+            return self._with_targets(self._over(self._mask(rows)), rows, T)
 
     def path(self, rows: NDArray[Any], T: Doubles) -> RidgePath:
         """Return the ridge regressions of these rows; their decomposition does not depend on the targets and is kept.
@@ -57,16 +62,19 @@ class RowSums:
         if len(rows) < self.X.shape[1]:
             return RidgePath.of(self.X[rows], T)
         with self._lock:
-            known = self._over(rows)
+            known = self._over(self._mask(rows))
             path = RidgePath(self._with_targets(known, rows, T), like=known.path)
             if known.path is None:
                 known.path = path
             return path
 
-    def _over(self, rows: NDArray[Any]) -> _Known:
+    def _mask(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
         mask = np.zeros(len(self.X), dtype=bool)
         mask[rows] = True
-        nearest, fewest = None, int(mask.sum())
+        return mask
+
+    def _over(self, mask: NDArray[np.bool_]) -> _Known:
+        nearest, fewest = None, int(np.count_nonzero(mask))
         for known in self._known:
             differ = int(np.count_nonzero(known.mask != mask))
             if differ < fewest or differ == 0:
@@ -77,24 +85,58 @@ class RowSums:
             self._known.remove(nearest)
             found = nearest
         else:
-            moments = nearest.moments + self._summed(mask & ~nearest.mask) - self._summed(nearest.mask & ~mask)
-            found = _Known(mask, moments)
+            gained, lost = mask & ~nearest.mask, nearest.mask & ~mask
+            found = _Known(mask, nearest.moments + self._part(gained) - self._part(lost))
         self._known = [*self._known[-self._most + 1 :], found]
         return found
+
+    def _part(self, mask: NDArray[np.bool_]) -> Moments:
+        """Return the sums of what two sets differ in: many rows may be a known set themselves, or near to one."""
+        if np.count_nonzero(mask) < self.X.shape[1]:
+            return self._summed(mask)
+        return self._over(mask).moments
 
     def _summed(self, mask: NDArray[np.bool_]) -> Moments:
         rows = np.flatnonzero(mask)
         return Moments.of(self.X if len(rows) == len(self.X) else self.X[rows], np.zeros((len(rows), 0)))
 
     def _with_targets(self, known: _Known, rows: NDArray[Any], T: Doubles) -> Moments:
+        """Return sums with the targets' own: only rows count whose targets differ from those of a question before."""
+        targets = np.zeros((len(self.X), T.shape[1]))  # a row that takes no part adds nothing, as one with zeros
+        targets[rows] = T
+        before, xt = np.zeros_like(targets), np.zeros((self.X.shape[1], T.shape[1]))
+        changed = np.flatnonzero(targets.any(axis=1))
+        for old, sums in self._crossed:
+            if old.shape == targets.shape and len(some := np.flatnonzero((old != targets).any(axis=1))) < len(changed):
+                before, xt, changed = old, sums, some
+
         def crossed(start: int) -> Doubles:
-            part = slice(start, start + _BLOCK_ROWS)
-            found: Doubles = self.X[rows[part]].astype(np.float64).T @ T[part]
+            part = changed[start : start + _BLOCK_ROWS]
+            found: Doubles = self.X[part].astype(np.float64).T @ (targets[part] - before[part])
             return found
 
         with worker_threads() as pool:
-            xt = sum(pool.map(crossed, range(0, len(rows), _BLOCK_ROWS)), np.zeros((self.X.shape[1], T.shape[1])))
+            xt = sum(pool.map(crossed, range(0, len(changed), _BLOCK_ROWS)), xt)
+        self._crossed = [*self._crossed[-_MOST_TARGETS + 1 :], (targets, xt)]
         return replace(known.moments, t=T.sum(axis=0), xt=xt)
+
+
+class Gathered:
+    """Some rows of a matrix, which are gathered when they are asked for: a copy of all costs as much as many an answer.
+
+    Args:
+        X: The matrix, (n, D).
+        rows: Which of its rows, (m,).
+
+    """
+
+    def __init__(self, X: Floats, rows: NDArray[Any]) -> None:
+        self._X, self._rows = X, rows
+        self.shape = (len(rows), X.shape[1])
+
+    def __getitem__(self, rows: NDArray[Any]) -> Floats:
+        found: Floats = self._X[self._rows[rows]]
+        return found
 
 
 class SummedRidge:

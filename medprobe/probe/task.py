@@ -79,7 +79,7 @@ def target_of(samples: pd.DataFrame, name: str, *, ordinal: bool = False, uncert
     if not len(values):
         raise DataError(f"--target {name}: the column is empty")
     numeric = pd.api.types.is_numeric_dtype(values.dtype)
-    found, codes = np.unique(values.to_numpy(dtype="float64" if numeric else object), return_inverse=True)
+    codes, found = pd.factorize(values.to_numpy(dtype="float64" if numeric else object), sort=True)
     if len(found) < 2:
         raise DataError(
             f"--target {name}: there is only one class ({class_name(found[0])}) among {len(values)} samples"

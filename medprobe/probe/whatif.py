@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -178,7 +179,8 @@ def subgroup_names(column: pd.Series) -> np.ndarray:
         numbers = column.to_numpy(dtype="float64")
         edges = np.unique(np.nanquantile(numbers, [0, 0.25, 0.5, 0.75, 1]))
         quarter = np.searchsorted(edges[1:-1], numbers)
-        words = [f"{edges[i]:g} to {edges[i + 1]:g}" for i in quarter]
+        words, codes = [f"{low:g} to {high:g}" for low, high in pairwise(edges)], quarter
     else:
-        words = [class_name(value) for value in column]
-    return np.where(absent, "", np.array(words, dtype=object)).astype(str)
+        codes, found = pd.factorize(column)
+        words = [class_name(value) for value in found]
+    return np.where(absent, "", np.array([*words, ""])[codes])

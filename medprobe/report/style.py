@@ -85,12 +85,15 @@ def shape(names: Sequence[str], looks: Sequence[Line]) -> Any:
 
 
 def inline(records: Iterable[Mapping[str, Any]]) -> Any:
-    """Return records as the data of a chart; a number that is not defined is null."""
+    """Return records as the data of a chart; a number that is not defined is null.
+
+    They are a tuple, since Altair copies all lists of a chart each time that something is added to it.
+    """
     return altair().InlineData(
-        values=[
+        values=tuple(
             {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
             for record in records
-        ]
+        )
     )
 
 
