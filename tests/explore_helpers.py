@@ -88,9 +88,13 @@ def chromium() -> str:
 
 
 @contextmanager
-def served(*arguments: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Yield the address of ``medprobe explore`` with these arguments, in a process of its own, and the process."""
-    command = [sys.executable, "-m", "medprobe", "explore", *map(str, arguments), "--no-browser", "--port", "0"]
+def served(*arguments: object, first: str = "pass") -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Yield the address of ``medprobe explore`` with these arguments, in a process of its own, and the process.
+
+    ``first`` is Python that is run there before.
+    """
+    program = f"from medprobe.cli import main; {first}; main()"
+    command = [sys.executable, "-c", program, "explore", *map(str, arguments), "--no-browser", "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import make_store
 from explore_helpers import N, hostile, samples, stores
+from test_bags import store_of
 from typer.testing import CliRunner
 
 import medprobe
@@ -19,11 +20,15 @@ from medprobe.errors import DataError, UsageError
 from medprobe.explore.board import boards
 from medprobe.explore.choices import condition, joined, named, targets
 from medprobe.explore.command import command_line, python_code
+from medprobe.explore.images import Images
+from medprobe.explore.pictures import Pictures
 from medprobe.explore.session import Kept, Session, Stale
 from medprobe.explore.state import State
 from medprobe.predictions import Predictions
+from medprobe.probe.leaks import some_tested
 from medprobe.probe.operating import operating_point, outcome
 from medprobe.probe.ridge import Moments, indicators
+from medprobe.probe.splits import fold_split
 from medprobe.probe.sums import RowSums
 from medprobe.probe.thresholds import npv, ppv, sensitivity_specificity
 from medprobe.probe.whatif import rows_where
@@ -160,6 +165,54 @@ def test_sums_of_any_rows_are_those_of_the_rows():
         for name in ("n", "x", "t", "xx", "xt"):
             np.testing.assert_allclose(getattr(found, name), getattr(direct, name), rtol=0, atol=1e-9)
     assert len(sums._known) <= 4
+
+
+def test_sums_of_a_changed_question_read_the_changed_rows_alone(monkeypatch):
+    rng = np.random.default_rng(0)
+    X, T = rng.normal(size=(4000, 9)).astype(np.float32), indicators(rng.integers(0, 3, 4000), 3)
+    sums, read = RowSums(X), []
+    summed = RowSums._summed
+    monkeypatch.setattr(RowSums, "_summed", lambda self, mask: read.append(int(mask.sum())) or summed(self, mask))
+    train, val = np.arange(3000), np.arange(3000, 3600)
+    sums.path(train, T[train])
+    sums.moments(np.arange(3600), T[:3600])
+    fewer = np.setdiff1d(np.arange(3600), np.arange(0, 3600, 100))
+    for rows in (np.intersect1d(train, fewer), fewer):
+        found, direct = sums.moments(rows, T[rows]), Moments.of(X[rows], T[rows])
+        np.testing.assert_allclose(found.xx, direct.xx, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(found.xt, direct.xt, rtol=0, atol=1e-9)
+    assert [n for n in read if n] == [3000, len(val), 30, 6]  # never what has not changed
+
+
+def test_volumes_have_a_map_and_the_picture_of_their_middle_slice(tmp_path):
+    store, *_ = store_of(tmp_path / "s.zarr", 40, shuffled=True)
+    session = Session([store.path])
+    pictures = Pictures(session, Images())
+    state = State(target="label", probe="ridge", n_folds=2, projection="pca", region=(-50, 50, -50, 50))
+    (name,) = session.stores
+    *_, board = boards(session, state, lambda: False)
+    assert pictures.places(name, state).shape == (40, 2)
+    assert "40 samples" in pictures.map(name, state)
+    inside = pictures.inside(name, state)
+    assert inside.tolist() == list(range(40))
+    entries = pictures.entries(board, inside)
+    assert {entry.given for entry in entries} == {"no", "yes"}
+    bags = session.stores[name]
+    middle = bags.store.manifest.iloc[bags.middle(inside)]
+    assert middle["volume"].tolist() == [entry.name for entry in entries]
+    order = bags.store.manifest.groupby("volume")["slice"].agg(list)
+    assert middle["slice"].tolist() == [order[v][len(order[v]) // 2] for v in middle["volume"]]
+
+
+def test_of_very_many_tested_images_some_are_compared():
+    y = np.arange(400) % 2
+    split = fold_split(y, None, 4, 0)
+    assert some_tested(split, 10**6, 0) == (split, "")
+    some, words = some_tested(split, 30_000, 0)
+    assert sum(len(part.fitted) * len(part.test) for part in some.parts) <= 30_000
+    assert words == "100 of the 400 tested images, at random, were compared with all others"
+    for part, whole in zip(some.parts, split.parts, strict=True):
+        assert set(part.test) < set(whole.test)
 
 
 def test_what_is_kept_is_made_once_and_the_oldest_goes():

@@ -226,6 +226,10 @@ def test_images_of_a_part_of_the_map(tab):
     tab.page.click("[data-testid=list] >> text=Near-duplicates")
     tab.page.wait_for_function("!document.querySelector('[data-testid=cards] .entry')")
     assert "No tested image" in tab.text("summary")
+    tab.page.click("[data-testid=list] >> text=Likely label errors")
+    tab.page.wait_for_selector("[data-testid=cards] .entry.wrong")
+    first = tab.page.locator("[data-testid=cards] .entry").first.inner_text()
+    assert re.search(r"rather [01]\? \d+% sure", first)
 
 
 def test_what_is_wrong_is_said_beside_its_control_and_the_last_answer_stays(tab):
@@ -256,6 +260,18 @@ def test_names_from_a_stranger_are_text(tab):
     assert tab.page.title() == "medprobe"
     assert tab.page.evaluate("document.querySelectorAll('img[src=x], .panel script').length") == 0
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+def test_a_fault_of_the_program_is_said_on_the_page(browser, tmp_path):
+    """Old figures are not passed off as the answer; a list that fails says so, too."""
+    broken = "from medprobe.explore.session import Session; Session.answer = lambda *given, **named: 1 // 0"
+    with served(*stores(tmp_path, samples()), first=broken) as (address, _):
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_function(
+            "document.querySelector('[data-testid=status]')?.innerText.includes('by a fault of medprobe')", timeout=WAIT
+        )
+        page.close()
 
 
 def test_ctrl_c_ends_it_with_a_sentence(server, tab):

@@ -123,11 +123,14 @@ class Gallery:
         if choice == SELECTED:
             rows = self._pictures.inside(self._pictures.store_of(board), state)
             return self._pictures.entries(board, rows), self._pictures.summary(board, rows)
+        words = ""
         if choice == NEAR:
             found = [] if self._row is None else self._pictures.neighbours(board, self._row)
+        elif choice == ERRORS:
+            found = self._pictures.label_errors(board)
         else:
-            found = self._pictures.label_errors(board) if choice == ERRORS else self._pictures.duplicates(board)
-        return found, "" if found else _EMPTY[choice]
+            found, words = self._pictures.duplicates(board)
+        return found, "; ".join(filter(None, (words, "" if found else _EMPTY[choice])))
 
     def _show(self, entries: list[Entry]) -> None:
         self._cards.clear()

@@ -28,14 +28,19 @@ class Images:
         self._data = data
 
     def thumbnails(self, store: AnyRows, rows: Sequence[int]) -> list[bytes | None]:
-        """Return a JPEG of each of these samples; None where the store keeps none and the images are not at hand."""
+        """Return a JPEG of each of these samples, of a volume its middle slice.
+
+        None where the store keeps none and the images are not at hand.
+        """
         if isinstance(store, Bags):
-            return [None] * len(rows)
-        found = store.thumbnails(np.flatnonzero(store.mask)[list(rows)])
+            kept, of = store.store, store.middle(rows)
+        else:
+            kept, of = store, np.flatnonzero(store.mask)[list(rows)]
+        found = kept.thumbnails(of)
         if self._data is None:
             return found
-        ids = store.samples["id"].to_numpy()
-        return [kept or self._made(str(ids[row])) for kept, row in zip(found, rows, strict=True)]
+        ids = kept.manifest["id"].to_numpy()
+        return [jpeg or self._made(str(ids[row])) for jpeg, row in zip(found, of, strict=True)]
 
     @cached_property
     def _manifest(self) -> tuple[dict[str, int], ImageSource]:

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from medprobe.errors import UsageError
 from medprobe.explore.board import Board
 from medprobe.explore.images import Images
-from medprobe.explore.session import Session
+from medprobe.explore.session import Kept, Session
 from medprobe.explore.state import State
 from medprobe.probe.atlas import Method, embedding_map
-from medprobe.probe.bags import Bags
 from medprobe.probe.features import AUTO
 from medprobe.probe.label_errors import likely_label_errors
-from medprobe.probe.leaks import near_pairs
+from medprobe.probe.leaks import near_pairs, some_tested
 from medprobe.probe.search import neighbours
 from medprobe.probe.task import target_columns
 from medprobe.report.map_figure import embedding
@@ -28,7 +27,9 @@ from medprobe.report.style import altair
 from medprobe.report.words import counted, short
 
 MOST_SHOWN = 60
-_POOLED = "no map: each sample pools several images"
+_KEPT = 8  # maps
+# Comparisons of a tested image with one that is learned from: some seconds' worth.
+_MOST_COMPARISONS = 10**8
 
 
 @dataclass(frozen=True)
@@ -69,20 +70,22 @@ class Pictures:
 
     def __init__(self, session: Session, images: Images) -> None:
         self.session, self._images = session, images
+        self._places = Kept(_KEPT)
 
     def places(self, name: str, state: State) -> NDArray[np.float32]:
         """Return the place of each sample of a store on its map, (n, 2).
 
         Raises:
-            UsageError: UMAP is not installed, or the samples are pooled of several images.
+            UsageError: UMAP is not installed.
 
         """
-        store = self.session.stores[name]
-        if isinstance(store, Bags):
-            raise UsageError(_POOLED)
-        places: NDArray[np.float32] = embedding_map(store, _view(state), method=_method(state), seed=state.seed)[
-            store.mask
-        ]
+        store, view, method = self.session.stores[name], _view(state), _method(state)
+
+        def make() -> NDArray[np.float32]:
+            found: NDArray[np.float32] = embedding_map(store, view, method=method, seed=state.seed)[store.mask]
+            return found
+
+        places: NDArray[np.float32] = self._places.get((name, view, method, state.seed), make)
         return places
 
     def map(self, name: str, state: State) -> str:
@@ -93,8 +96,6 @@ class Pictures:
 
         """
         store = self.session.stores[name]
-        if isinstance(store, Bags):
-            raise UsageError(_POOLED)
         column = state.colour or target_columns(store.samples, state.target or "")[0]
         chart = embedding(store, column, _view(state), method=_method(state), seed=state.seed)
         ends = {"x": list(state.region[:2]), "y": list(state.region[2:])} if state.region else altair().Undefined
@@ -154,17 +155,21 @@ class Pictures:
         ]
         return self.entries(board, rows[found["row"].to_numpy(dtype=np.int64)].tolist(), notes)
 
-    def duplicates(self, board: Board) -> list[Entry]:
-        """Return tested images, each before the one it looks the same as among those that are learned from."""
+    def duplicates(self, board: Board) -> tuple[list[Entry], str]:
+        """Return tested images, each before the one it looks the same as among those that are learned from.
+
+        Of very many tested images, some at random are looked at; the second value says of how many.
+        """
         name = self.store_of(board)
         asked = self.session.asked(name, board.state)
         question = asked.question
         X = next(iter(asked.features.views.values()))[question.target.rows]
+        split, words = some_tested(question.split, _MOST_COMPARISONS, board.state.seed)
         rows, notes = [], []
-        for cosine, test, train in near_pairs(X, question.split)[: MOST_SHOWN // 2]:
+        for cosine, test, train in near_pairs(X, split)[: MOST_SHOWN // 2]:
             rows += [int(question.target.rows[test]), int(question.target.rows[train])]
             notes += [f"tested; cosine {cosine:.4f}", "learned from, the same to this encoder"]
-        return self.entries(board, rows, notes)
+        return self.entries(board, rows, notes), words
 
     def store_of(self, board: Board) -> str:
         """Return the name of the store that the row in focus is of."""

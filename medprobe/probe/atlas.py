@@ -1,4 +1,4 @@
-"""A map of a store's features: every image a point in the plane, kept in the store once it is drawn."""
+"""A map of a store's features: every sample a point in the plane, kept in the store once it is drawn."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medprobe.errors import UsageError
+from medprobe.probe.bags import AnyRows, Bags
 from medprobe.store import DERIVED, FeatureStore
 from medprobe.store_writer import write_derived
 
@@ -26,18 +27,19 @@ _VERSION = 1  # of the computation: a map of another is not used
 
 
 def embedding_map(
-    store: FeatureStore, view: str | None = None, *, method: Method = "pca", seed: int = 0
+    store: AnyRows, view: str | None = None, *, method: Method = "pca", seed: int = 0
 ) -> NDArray[np.float32]:
-    """Return a place in the plane for each row of the manifest, (N, 2), NaN for rows without features.
+    """Return a place in the plane for each row of the store's ``manifest``, (N, 2), NaN for rows without features.
 
     ``pca`` gives the first two principal components. Their signs are fixed: the feature that weighs most in a component
     weighs positively, so that a map does not flip when it is drawn again. ``umap`` is McInnes, Healy and Melville's
     projection (2018) of the first 50 components; distances between its clusters mean nothing.
 
-    A map is kept in the store, if that can be written, and found there again as long as the features are the same.
+    A map is kept in the store, if that can be written, and found there again as long as the features are the same; one of
+    bags is not kept.
 
     Args:
-        store: Complete, or opened with ``partial``.
+        store: Complete, or opened with ``partial``, or its bags, each of which has one place.
         view: The encoder's default one unless given.
         method: ``pca`` or ``umap``.
         seed: Of UMAP, and of the random projections that find components of very wide views.
@@ -50,19 +52,26 @@ def embedding_map(
     if method not in get_args(Method):
         raise UsageError(f"no map '{method}': one of {', '.join(get_args(Method))}")
     view = store.view_name(view)
-    mask = store.mask
+    if isinstance(store, Bags):
+        return _places(store, view, method, seed)
     wanted = _digest({"of": _features_digest(store, view), "method": method, "seed": seed, "version": _VERSION})
     name = f"map-{method}-{_digest([view, seed])[:16]}.npz"  # a view of a store from elsewhere may be called anything
-    kept = _read(store.path / DERIVED / name, wanted, len(mask)) if isinstance(store.path, Path) else None
+    rows = len(store.mask)
+    kept = _read(store.path / DERIVED / name, wanted, rows) if isinstance(store.path, Path) else None
     if kept is not None:
         return kept
-    places = np.full((len(mask), 2), np.nan, dtype=np.float32)
-    if mask.any():
-        features = store.features(view)
-        places[mask] = _umap(features, seed) if method == "umap" else _components(features, 2, seed)
+    places = _places(store, view, method, seed)
     file = io.BytesIO()
     np.savez(file, of=np.array(wanted), places=places)
     write_derived(store, name, file.getvalue())
+    return places
+
+
+def _places(store: AnyRows, view: str, method: Method, seed: int) -> NDArray[np.float32]:
+    places = np.full((len(store.mask), 2), np.nan, dtype=np.float32)
+    if store.mask.any():
+        features = store.features(view)
+        places[store.mask] = _umap(features, seed) if method == "umap" else _components(features, 2, seed)
     return places
 
 

@@ -85,6 +85,21 @@ class Bags:
             for pool in self.pools
         }
 
+    def view_name(self, view: str | None = None) -> str:
+        """Return the view that ``view`` means: the encoder's own, pooled, when None."""
+        return view or self.default_view
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """Which bags of ``manifest`` have features, bool (n,)."""
+        return np.isin(np.arange(len(self._names)), self._present)
+
+    def middle(self, samples: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the row in the middle of each of these samples, of those that have features: a volume's middle slice."""
+        rows = np.flatnonzero(self.store.mask)
+        members = [rows[self._rows == sample] for sample in samples]
+        return np.array([of[len(of) // 2] for of in members], dtype=np.int64)
+
     @cached_property
     def manifest(self) -> pd.DataFrame:
         """Every bag, with or without features; column ``id`` first."""

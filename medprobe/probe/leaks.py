@@ -113,7 +113,7 @@ def near_pairs(X: Floats, split: Split) -> list[tuple[float, int, int]]:
     """Return cosine, tested row and its nearest training or validation row, where these are nearly the same, nearest first.
 
     The cosine is as in :func:`near_duplicates`. Every tested row is compared with every other: of 20,000 it takes seconds, of
-    100,000 minutes.
+    100,000 minutes; :func:`some_tested` makes them fewer.
     """
     centred = X - X.mean(axis=0, dtype=np.float64).astype(X.dtype)
     found: list[tuple[float, int, int]] = []
@@ -124,6 +124,25 @@ def near_pairs(X: Floats, split: Split) -> list[tuple[float, int, int]]:
             for row in np.flatnonzero(cosine[:, 0] > NEAR)
         ]
     return sorted(found, reverse=True)
+
+
+def some_tested(split: Split, most: int, seed: int) -> tuple[Split, str]:
+    """Return the split with so few tested rows, at random, that no more than that many pairs are compared, and how few.
+
+    The second value is empty where none had to go.
+    """
+    n_pairs = sum(len(part.fitted) * len(part.test) for part in split.parts)
+    if n_pairs <= most:
+        return split, ""
+    random, parts = np.random.default_rng(seed), []
+    for part in split.parts:
+        n = max(1, int(len(part.test) * most / n_pairs))
+        parts.append(replace(part, test=np.sort(random.choice(part.test, n, replace=False))))
+    some = replace(split, parts=tuple(parts))
+    return (
+        some,
+        f"{len(some.test):,} of the {len(split.test):,} tested images, at random, were compared with all others",
+    )
 
 
 def _without(part: Part, codes: np.ndarray) -> Part:

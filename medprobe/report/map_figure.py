@@ -9,10 +9,10 @@ import numpy as np
 
 from medprobe.errors import UsageError
 from medprobe.probe.atlas import Method, embedding_map
+from medprobe.probe.bags import AnyRows, Bags
 from medprobe.probe.whatif import subgroup_names
 from medprobe.report.style import COLOURS, GREY, SHAPES, altair, finished, inline
 from medprobe.report.words import counted, group_word, short, unlike
-from medprobe.store import FeatureStore
 
 if TYPE_CHECKING:
     import altair as alt
@@ -30,12 +30,12 @@ _AXES = {
 
 
 def embedding(
-    store: FeatureStore, column: str, view: str | None = None, *, method: Method = "pca", seed: int = 0
+    store: AnyRows, column: str, view: str | None = None, *, method: Method = "pca", seed: int = 0
 ) -> alt.Chart:
     """Return the map of a store's features, each image in the colour and shape of its value in a column.
 
     Args:
-        store: Its map is found in it, or made and kept there.
+        store: Its map is found in it, or made and kept there; or its bags, each a point.
         column: Of the store's samples; numbers are shown in quarters, all but the most frequent values as others.
         view: The encoder's default one unless given.
         method: ``pca`` or ``umap``.
@@ -54,6 +54,7 @@ def embedding(
     rows = np.flatnonzero(np.isfinite(places).all(axis=1))
     if not len(rows):
         raise UsageError(f"{store.path.name}: no image has features")
+    noun = "sample" if isinstance(store, Bags) else "image"
     named, order = _values(subgroup_names(samples[column].iloc[rows]))
     drawn = np.arange(len(rows))
     if len(rows) > MOST_POINTS:
@@ -80,12 +81,12 @@ def embedding(
     of = f" of {samples[group].iloc[rows].nunique():,} {group_word(group)}" if group in samples.columns else ""
     some = f"; {MOST_POINTS:,} of them drawn" if len(rows) > MOST_POINTS else ""
     lost = len(samples) - len(rows)
-    without = f"; {counted(lost, 'image')} without features" if lost else ""
+    without = f"; {counted(lost, noun)} without features" if lost else ""
     data = f"{short(store.roles['data'], 40)}, " if store.roles.get("data") else ""
     return finished(
         chart,
         f"{data}{short(store.encoder, 48)}: map of embeddings by {short(column, 30)}",
-        [f"{len(rows):,} images{of}{some}{without}", f"view {short(store.view_name(view), 40)}"],
+        [f"{counted(len(rows), noun)}{of}{some}{without}", f"view {short(store.view_name(view), 40)}"],
     )
 
 
