@@ -16,59 +16,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from drawn import draw_store
 from playwright.sync_api import Page, sync_playwright
 
 from medprobe.explore.state import State
-from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, STAMP_ARRAY
-from medprobe.store_records import Plan
-from medprobe.store_writer import create_store, write_block
-from medprobe.tables import ids_digest
 
 TARGET = 1.0  # seconds
-
-
-def make_store(path: Path, n: int, width: int) -> None:
-    rng = np.random.default_rng(0)
-    patient = rng.integers(0, n // 3, n)
-    label, site = rng.integers(0, 5, n), rng.integers(0, 10, n)
-    table = pd.DataFrame(
-        {
-            "id": [f"{i:06d}.png" for i in range(n)],
-            "grade": [f"g{g}" for g in label],
-            "sick": (label > 2).astype(int),
-            "patient": [f"p{p:06d}" for p in patient],
-            "site": [f"site{s}" for s in site],
-            "sex": np.where(patient % 2 == 0, "F", "M"),
-            "age": (20 + patient % 70).astype(float),
-            "device": [f"d{d}" for d in rng.integers(0, 4, n)],
-            "view": np.where(rng.random(n) < 0.5, "PA", "AP"),
-            "year": 2015 + patient % 9,
-            "split": np.array(["train", "val", "test"])[np.searchsorted([0.7, 0.8], (patient * 7919 % 1000) / 1000)],
-        }
-    )
-    plan = Plan(
-        encoder={"name": f"random/{width}", "weights_sha256": "0" * 64, "preprocess": {}}, fingerprint="0" * 64,
-        precision="fp32", views={"cls": width}, dtypes={"cls": "float16"}, default_view="cls", rows=n, block_rows=4096,
-        manifest_sha256=ids_digest(table["id"]),
-    )  # fmt: skip
-    roles = {"labels": ["sick"], "group": "patient", "split": "split", "data": "benchmark"}
-    store = create_store(path, plan, table, roles, card={}, versions={})
-    decay = (np.arange(1, width + 1) ** -0.5).astype(np.float32)
-    for index in range(plan.n_blocks):
-        rows = plan.block(index)
-        m = rows.stop - rows.start
-        X = rng.standard_normal((m, width), dtype=np.float32) * decay
-        X[:, 10:15] += 0.15 * np.eye(5, dtype=np.float32)[label[rows]]
-        arrays = {
-            "features/cls": X.astype(np.float16), DIGEST_ARRAY: rng.integers(0, 256, (m, 16), dtype=np.uint8),
-            STAMP_ARRAY: np.zeros((m, 2), np.int64), APPEARANCE_ARRAY: np.zeros((m, 4), np.float32),
-        }  # fmt: skip
-        write_block(store, index, arrays, (), {})
+_LOOK = 2000  # milliseconds that a person looks at an answer before the next question
 
 
 def settled(page: Page, what: str, after: int) -> None:
@@ -102,39 +62,45 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = (given.stores or Path(folder)) / f"{n}x{width}.zarr"
         if not path.exists():
-            make_store(path, n, width)
-        command = [sys.executable, "-m", "medprobe", "explore", str(path), "--no-browser", "--port", "0"]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+            draw_store(path, n, width)
+        with opened(path) as (page, address):
+            measure(page, address, n, width)
+
+
+@contextmanager
+def opened(*stores: Path) -> Iterator[tuple[Page, str]]:
+    """Yield a page of a browser, and the address of an explorer with these stores that was started for it."""
+    command = [sys.executable, "-m", "medprobe", "explore", *map(str, stores), "--no-browser", "--port", "0"]
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright, subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
             assert server.stderr is not None
             address = next(w for line in server.stderr for w in line.split() if w.startswith("http://"))
-            try:
-                measure(address, n, width)
-            finally:
-                server.kill()
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            yield browser.new_page(viewport={"width": 1280, "height": 800}), address
+            browser.close()
+        finally:
+            server.kill()
 
 
-def measure(address: str, n: int, width: int) -> None:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
-        start = time.perf_counter()
-        page.goto(f"{address}?{State(target='sick').to_query()}", timeout=600_000)
-        settled(page, "s.done === 'true'", 0)
-        print(f"{n} x {width}, {os.cpu_count()} cores, python {platform.python_version()}, numpy {np.__version__}")
-        print(f"first answers, stores read: {time.perf_counter() - start:.1f} s")
-        ridge, exact = [], []
-        for name, turn in controls(page):
-            after = int(page.get_attribute("[data-testid=status]", "data-turn") or 0)
-            page.evaluate(_CLOCK)
-            began = time.perf_counter()
-            turn()
-            ridge.append(float(page.evaluate("window.drawnAfter")))
-            settled(page, "s.probe === 'logreg'", after)
-            exact.append(time.perf_counter() - began)
-            settled(page, "s.done === 'true'", after)
-            print(f"  {name:<28} ridge {ridge[-1]:6.2f} s   logreg {exact[-1]:6.2f} s")
-        browser.close()
+def measure(page: Page, address: str, n: int, width: int) -> None:
+    start = time.perf_counter()
+    page.goto(f"{address}?{State(target='sick').to_query()}", timeout=600_000)
+    settled(page, "s.done === 'true'", 0)
+    print(f"{n} x {width}, {os.cpu_count()} cores, python {platform.python_version()}, numpy {np.__version__}")
+    print(f"first answers, stores read: {time.perf_counter() - start:.1f} s")
+    ridge, exact = [], []
+    for name, turn in controls(page):
+        page.wait_for_timeout(_LOOK)
+        after = int(page.get_attribute("[data-testid=status]", "data-turn") or 0)
+        page.evaluate(_CLOCK)
+        began = time.perf_counter()
+        turn()
+        ridge.append(float(page.evaluate("window.drawnAfter")))
+        settled(page, "s.probe === 'logreg'", after)
+        exact.append(time.perf_counter() - began)
+        settled(page, "s.done === 'true'", after)
+        print(f"  {name:<28} ridge {ridge[-1]:6.2f} s   logreg {exact[-1]:6.2f} s")
     print(f"ridge p50 {np.median(ridge):.2f} s (target {TARGET:g} s), logreg p50 {np.median(exact):.2f} s")
 
 

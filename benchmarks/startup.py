@@ -13,13 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
-from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, STAMP_ARRAY
-from medprobe.store_records import Plan
-from medprobe.store_writer import create_store, write_block
-from medprobe.tables import ids_digest
+from drawn import draw_store
 
 MEDPROBE = str(Path(sys.executable).parent / "medprobe")
 COMMANDS = {
@@ -31,37 +25,10 @@ COMMANDS = {
 }
 
 
-def make_store(path: Path, n: int) -> None:
-    """Features with a power-law spectrum, two classes, patients of two images, a split."""
-    rng = np.random.default_rng(0)
-    scale = np.arange(1, 769) ** -0.5
-    X = (rng.standard_normal((n, 768)) * scale).astype(np.float32)
-    signal = X @ rng.standard_normal(768)
-    samples = pd.DataFrame(
-        {
-            "id": [f"{i}.png" for i in range(n)],
-            "label": (signal / signal.std() + rng.standard_normal(n) > 0).astype(int),
-            "patient": np.arange(n) // 2,
-            "split": np.repeat(["train", "val", "test"], [n - 2 * (n // 5), n // 5, n // 5]),
-        }
-    )
-    plan = Plan(
-        {"name": "drawn/features", "weights_sha256": "0" * 64, "preprocess": {}}, "0" * 64, "fp32", {"cls": 768},
-        {"cls": "float16"}, "cls", n, 1024, ids_digest(samples["id"]),
-    )  # fmt: skip
-    roles = {"labels": ["label"], "group": "patient", "split": "split", "data": "drawn"}
-    store = create_store(path, plan, samples, roles, card={}, versions={})
-    for index in range(plan.n_blocks):
-        rows = plan.block(index)
-        size = rows.stop - rows.start
-        arrays = {"features/cls": X[rows], APPEARANCE_ARRAY: np.zeros((size, 4)), STAMP_ARRAY: np.zeros((size, 2))}
-        write_block(store, index, {**arrays, DIGEST_ARRAY: np.zeros((size, 16), np.uint8)}, (), {})
-
-
 def main(repeats: int, n: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        make_store(Path(folder) / "drawn.zarr", n)
-        probe = [MEDPROBE, "--quiet", "probe", str(Path(folder) / "drawn.zarr"), "--probe"]
+        draw_store(Path(folder) / "drawn.zarr", n, 768)
+        probe = [MEDPROBE, "--quiet", "probe", str(Path(folder) / "drawn.zarr"), "--target", "sick", "--probe"]
         measure({**COMMANDS, **{f"medprobe probe -p {p}": [*probe, p] for p in ("logreg", "ridge", "knn")}}, repeats)
 
 

@@ -166,11 +166,11 @@ class Page:
             background_tasks.create(self._measure(self.turn, moved=True))
 
     async def _measure(self, turn: int, *, moved: bool = False) -> None:
-        """Show what comes of the threshold: values at once, intervals as they are there."""
+        """Show what comes of the threshold: values at once, intervals after those of the leaderboard."""
         board, state = self.board, self.state
         if board is None:
             return
-        for n_resamples in (0, RESAMPLES):
+        for n_resamples in (0, RESAMPLES) if board.sure or moved else (0,):
             try:
                 point = await threaded(board.at, state.threshold, state.prevalence, n_resamples=n_resamples)
             except MedprobeError as error:

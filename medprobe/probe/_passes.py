@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -47,7 +48,7 @@ class _Group:
 @contextmanager
 def worker_threads() -> Iterator[ThreadPoolExecutor]:
     """A pool of as many threads as BLAS may use, with BLAS itself held to one thread while it is open."""
-    controller = ThreadpoolController().select(user_api="blas")
+    controller = _blas()
     count = max([library["num_threads"] for library in controller.info()], default=1)
     with controller.limit(limits=1), ThreadPoolExecutor(count) as pool:
         yield pool
@@ -56,8 +57,14 @@ def worker_threads() -> Iterator[ThreadPoolExecutor]:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """BLAS held to one thread: its own wait for each other at every step of a decomposition, for long on a busy machine."""
-    with ThreadpoolController().select(user_api="blas").limit(limits=1):
+    with _blas().limit(limits=1):
         yield
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """Return what governs the BLAS of numpy and scipy, both loaded by now: to look for it takes milliseconds."""
+    return ThreadpoolController().select(user_api="blas")
 
 
 class OrderedRows:

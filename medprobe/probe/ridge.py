@@ -246,7 +246,7 @@ def sweep_ridge(
     multilabel = Y.ndim == 2
     found: list[list[list[Doubles]]] = [[[] for _ in folds] for _ in alphas]
     for column, known in complete(T):
-        used = [np.intersect1d(train, known) for train, _ in folds]
+        used = [train[np.isin(train, known, kind="table")] for train, _ in folds]
         for i, (path, (_, val)) in enumerate(zip(_fold_paths(X, T[:, column], used), folds, strict=True)):
             for by_fold, proba in zip(found, path.held_out(X[val], alphas, multilabel), strict=True):
                 by_fold[i].append(proba)

@@ -102,17 +102,17 @@ class RowSums:
 
     def _with_targets(self, known: _Known, rows: NDArray[Any], T: Doubles) -> Moments:
         """Return sums with the targets' own: only rows count whose targets differ from those of a question before."""
-        targets = np.zeros((len(self.X), T.shape[1]))  # a row that takes no part adds nothing, as one with zeros
-        targets[rows] = T
+        targets = np.zeros((T.shape[1], len(self.X)))  # a row that takes no part adds nothing, as one with zeros
+        targets[:, rows] = T.T
         before, xt = np.zeros_like(targets), np.zeros((self.X.shape[1], T.shape[1]))
-        changed = np.flatnonzero(targets.any(axis=1))
+        changed = np.flatnonzero(targets.any(axis=0))
         for old, sums in self._crossed:
-            if old.shape == targets.shape and len(some := np.flatnonzero((old != targets).any(axis=1))) < len(changed):
+            if old.shape == targets.shape and len(some := np.flatnonzero((old != targets).any(axis=0))) < len(changed):
                 before, xt, changed = old, sums, some
 
         def crossed(start: int) -> Doubles:
             part = changed[start : start + _BLOCK_ROWS]
-            found: Doubles = self.X[part].astype(np.float64).T @ (targets[part] - before[part])
+            found: Doubles = self.X[part].astype(np.float64).T @ (targets[:, part] - before[:, part]).T
             return found
 
         with worker_threads() as pool:
@@ -157,7 +157,7 @@ class SummedRidge:
         found: list[list[list[Doubles]]] = [[[] for _ in folds] for _ in ALPHAS]
         for column, known in complete(T):
             for i, (train, val) in enumerate(folds):
-                used = np.intersect1d(train, known)
+                used = train[np.isin(train, known, kind="table")]
                 held_out = sums.path(of[used], T[used][:, column]).held_out(sums.X[of[val]], ALPHAS, Y.ndim == 2)
                 for by_fold, proba in zip(found, held_out, strict=True):
                     by_fold[i].append(proba)
