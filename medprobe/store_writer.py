@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -36,8 +35,6 @@ from medprobe.store import (
 )
 from medprobe.store_records import Commit, Failure, Plan
 from medprobe.tables import storable, table_digest
-
-_ATTEMPTS = 5
 
 
 def create_store(
@@ -151,27 +148,13 @@ def write_block(
 ) -> Commit:
     """Write a block whole, then its commit record, each on the disk before the next; return the record.
 
-    ``arrays`` holds every one of ``store.array_names``. Old files of the block go first: Zarr would read a torn one.
+    ``arrays`` holds every one of ``store.array_names``. A block is a chunk of each, which Zarr writes beside and renames: no
+    old file is read or written into, a torn one or one that is another store's as well.
     """
     if isinstance(store.path, Url):
         from medprobe import store_objects
 
         return store_objects.write_block(store.path, store.plan, index, arrays, failures, made_with)
-    for _ in range(_ATTEMPTS - 1):
-        try:
-            return _write_block_once(store, index, arrays, failures, made_with)
-        except FileNotFoundError:  # another process is at the same block and took a file away: both write the same
-            time.sleep(0.05 * (1 + secrets.randbelow(10)))
-    return _write_block_once(store, index, arrays, failures, made_with)
-
-
-def _write_block_once(
-    store: FeatureStore,
-    index: int,
-    arrays: Mapping[str, np.ndarray],
-    failures: Sequence[Failure],
-    made_with: Mapping[str, str],
-) -> Commit:
     rows = store.plan.block(index)
     record = store.commit_path(index)
     record.unlink(missing_ok=True)
@@ -181,7 +164,6 @@ def _write_block_once(
         values = arrays[name]
         assert len(values) == rows.stop - rows.start, (name, values.shape, rows)
         file = store.chunk_path(name, index)
-        file.unlink(missing_ok=True)
         with zarr.config.set({"array.write_empty_chunks": True}):
             group[name][rows] = values  # type: ignore[index]
         _sync(file)

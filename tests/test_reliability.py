@@ -121,6 +121,21 @@ def test_a_record_that_comes_before_its_chunks_promises_rows_that_are_not_there(
     assert faults.violations(store.path, drills.reference) != []
 
 
+def test_a_torn_file_of_the_last_block_is_written_over(drills):
+    """That block is shorter than its chunk: what the file held is not read for the rest of it."""
+    out, log = drills.fresh()
+    store = open_store(faults.embed(drills.images, out, log))
+    last = store.plan.n_blocks - 1
+    rows = store.plan.block(last)
+    assert rows.stop - rows.start < store.plan.block_rows
+    arrays = {name: store._array(name, rows) for name in store.array_names}
+    for torn in (20, 0):
+        file = store.chunk_path("features/cls", last)
+        file.write_bytes(file.read_bytes()[:torn])
+        writer.write_block(store, last, arrays, (), {})
+        assert faults.violations(store.path, drills.reference) == []
+
+
 def test_without_the_plan_in_the_record_a_block_of_another_encoder_would_count(drills, store, monkeypatch):
     out, _ = drills.fresh()
     (report,) = medprobe.embed(

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import medprobe
+from medprobe.embed import block
 from medprobe.embed.run import failure_limit
 from medprobe.errors import DataError, UsageError
 from medprobe.manifest import read_manifest
@@ -345,7 +346,13 @@ def test_values_too_large_for_float16_are_kept_in_float32(images, tmp_path):
     assert len(store.failures) == 0
 
 
-def test_features_that_are_not_finite_are_recorded_and_masked(images, tmp_path):
+def test_features_that_are_not_finite_are_recorded_and_masked(images, tmp_path, monkeypatch):
+    """And without the check they would be read as features."""
+
+    class Unchecked:
+        def __getattr__(self, name: str) -> object:
+            return (lambda values: np.ones(np.shape(values), bool)) if name == "isfinite" else getattr(np, name)
+
     class Broken(FakeEncoder):
         def forward_views(self, pixels):
             views = super().forward_views(pixels)
@@ -357,6 +364,11 @@ def test_features_that_are_not_finite_are_recorded_and_masked(images, tmp_path):
     assert store.failures[["id", "stage"]].to_numpy().tolist() == [["b/27.png", "encode"]]
     assert len(store.samples) == N - 1
     assert np.isfinite(store.features("cls")).all()
+    assert np.isfinite(store.features("mean")).all()
+    monkeypatch.setattr(block, "np", Unchecked())
+    unchecked = run(images, tmp_path / "unchecked", Broken(width=8, views=("cls", "mean"), image_size=16))
+    assert len(unchecked.failures) == 0
+    assert np.isnan(unchecked.features("mean")).any()
 
 
 def test_a_manifest_object_will_do(images, tmp_path):
