@@ -176,6 +176,8 @@ def solve_path(
     ratio = None if scales is None or len(scales) == 1 else scales / scale
     D = X.shape[1]
     few = counted.size < max(D, min(_FEW_A_FEATURE * D, _FEW_A_COLUMN * k * unit.size))
+    # A problem that begins close to its end is judged by a young model, and one more digit of few rows is cheap.
+    near = tol / 10 if few and penalty.size > 1 else tol
     rotation = spectrum.eigenvectors if few and ratio is None else None
     batch_size = max(1, _BATCH_COEFFICIENTS // (k * (spectrum.eigenvalues.size + 1)))
     with worker_threads() as pool:
@@ -187,7 +189,7 @@ def solve_path(
                 C = penalty[which_C[part]]
                 part_ratio = None if ratio is None else ratio[fold[part]]
                 problems = _Problems(passes, spectrum, units, unit[part], C, part_ratio, rotated=rotation is not None)
-                found = minimise(problems, guess=path.guess(C[0]), tol=tol, max_iter=max_iter)
+                found = minimise(problems, guess=path.guess(C[0]), tol=near, max_iter=max_iter)
                 path.add(C[0], found.x)
                 coef[part], intercept[part] = problems.coefficients(found.x)
                 objective[part], grad_norm[part] = found.f, found.grad_norm
