@@ -89,8 +89,8 @@ class _Memory:
         return q
 
 
-def minimise(batch: Batch, *, tol: float, max_iter: int) -> Found:
-    """Minimisers of all problems of `batch`.
+def minimise(batch: Batch, *, guess: Floats | None = None, tol: float, max_iter: int) -> Found:
+    """Minimisers of all problems of `batch`; those that are lower at `guess` (P, M) than at their start begin there.
 
     Every iteration evaluates one trial point of each active problem: those where the objective falls enough move on,
     the others try a shorter step. A problem leaves when the decrease that the quadratic model still promises is below
@@ -100,12 +100,19 @@ def minimise(batch: Batch, *, tol: float, max_iter: int) -> Found:
     x, f, g = batch.start()
     f_start, g_start = f.copy(), np.sqrt(_dot(g, g))
     active: Indices = np.arange(f.size)
+    first = 1
+    if guess is not None and max_iter > 1:
+        f_guess, g_guess = batch.evaluate(guess, active)
+        lower = f_guess < f
+        x[lower], f[lower], g[lower] = guess[lower], f_guess[lower], g_guess[lower]
+        batch.refresh(x[lower], active[lower])
+        first = 2
     found = Found(x.copy(), f.copy(), g_start.copy(), np.ones(f.size, np.intp), np.zeros(f.size, bool))
     memory = _Memory()
     d = memory.direction(g, batch, active)
     slope = _dot(g, d)
     step = np.ones(f.size)
-    for evaluations in range(1, max_iter + 1):
+    for evaluations in range(first, max_iter + 1):
         promised = -0.5 * slope
         unresolved = 10 * batch.noise * np.abs(f)
         # The model alone may err where rows far out have lost their curvature; the gradient does not.

@@ -8,7 +8,7 @@ sorted by class, so that a multinomial loss is formed from the margins to the tr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +28,8 @@ Floats = NDArray[np.floating[Any]]
 # Above this margin exp() is close to overflowing in float32, and the sums are formed relative to the largest margin.
 _LARGEST_MARGIN = 80.0
 _COPY_ROWS = 4096
+# Rows of a thread's share of a pass, at least.
+_RUN_ROWS = 2048
 # OpenBLAS multiplies without packing below this many multiplications, up to three times faster when thin.
 _SMALL_PRODUCT = 10**6
 _THIN_COLUMNS = 4
@@ -70,6 +72,8 @@ def _blas() -> ThreadpoolController:
 class OrderedRows:
     """The rows that count for any unit: centred, scaled, grouped by the folds they count for and sorted by class.
 
+    With `rotation` (D, r) they are held in the coordinates of its orthonormal columns.
+
     A unit is one (fold, label) pair: a row of `weights` (U, n); unit u has label u % L. Y holds class codes (n,) below
     `n_classes`, or multi-label 0 and 1 (n, L).
     """
@@ -82,13 +86,14 @@ class OrderedRows:
         n_classes: int,
         center: Floats,
         scale: Floats,
+        rotation: Floats | None,
         dtype: np.dtype[Any],
         pool: ThreadPoolExecutor,
     ) -> None:
         self.n_classes = n_classes
         self.n_labels = 1 if Y.ndim == 1 else Y.shape[1]
         order, self.groups = _order_rows(Y if n_classes > 2 else None, weights, self.n_labels)
-        self.X = _ordered_copy(X, order, center, scale, dtype, pool)
+        self.X = _ordered_copy(X, order, center, scale, rotation, dtype, pool)
         self.weights = weights[:, order].astype(dtype)
         self.labels = Y[order].reshape(order.size, self.n_labels).T
         self.sample = np.arange(0, order.size, max(1, order.size // _SAMPLE_ROWS))
@@ -102,8 +107,9 @@ class LossPasses:
     """
 
     def __init__(self, rows: OrderedRows, pool: ThreadPoolExecutor) -> None:
-        self._pool = pool
-        self._threads: int = pool._max_workers
+        # A short run takes less time than handing it to a thread.
+        self._threads: int = pool._max_workers if len(rows.X) >= _RUN_ROWS else 1
+        self._map: Callable[..., Iterable[Any]] = map if self._threads == 1 else pool.map
         self._X, self._weights, self._groups = rows.X, rows.weights, rows.groups
         self._n_labels = rows.n_labels
         self._sample, self._sample_weights = rows.X[rows.sample], rows.weights[:, rows.sample].astype(np.float64)
@@ -130,7 +136,7 @@ class LossPasses:
         loss = np.zeros(n_problems)
         G = np.zeros((k, n_problems, D))
         gb = np.zeros((k, n_problems))
-        jobs = []
+        parts, runs = [], []
         for group in self._groups:
             active = np.flatnonzero(group.units[units])
             if active.size == 0:
@@ -138,10 +144,10 @@ class LossPasses:
             Wg = np.ascontiguousarray(W[:, active].reshape(-1, D), dtype=self._X.dtype)
             bg = b[:, active].reshape(-1, 1).astype(self._X.dtype)
             for start, stop in self._runs(group):
-                job = self._pool.submit(self._run, group, start, stop, Wg, bg, units[active])
-                jobs.append((active, job))
-        for active, job in jobs:
-            run_loss, run_G, run_gb = job.result()
+                parts.append(active)
+                runs.append((group, start, stop, Wg, bg, units[active]))
+        found = self._map(lambda run: self._run(*run), runs)
+        for active, (run_loss, run_G, run_gb) in zip(parts, found, strict=True):
             loss[active] += run_loss
             G[:, active] += run_G.reshape(k, -1, D)
             gb[:, active] += run_gb.reshape(k, -1)
@@ -160,12 +166,12 @@ class LossPasses:
             return [class_moments(own, intercept, contrasts, weight) for own, intercept, weight in each]
 
         parts = np.array_split(np.arange(len(W)), min(len(W), 2 * self._threads))
-        return np.array([moments for job in self._pool.map(of_problems, parts) for moments in job], dtype=np.float64)
+        return np.array([moments for job in self._map(of_problems, parts) for moments in job], dtype=np.float64)
 
     def _runs(self, group: _Group) -> Iterator[tuple[int, int]]:
         """Stretches of a group's rows of about the same length, some for every thread."""
         n_rows = group.stop - group.start
-        count = max(1, min(4 * self._threads, n_rows // 2048))
+        count = max(1, min(4 * self._threads, n_rows // _RUN_ROWS))
         edges = np.linspace(group.start, group.stop, count + 1).astype(int)
         return zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
 
@@ -297,21 +303,24 @@ def _ordered_copy(
     order: NDArray[np.intp],
     center: Floats,
     scale: Floats,
+    rotation: Floats | None,
     dtype: np.dtype[Any],
     pool: ThreadPoolExecutor,
 ) -> Floats:
-    """Rows `order` of X, centred and scaled, in `dtype`; X itself where that changes nothing."""
+    """Rows `order` of X, centred, scaled and rotated, in `dtype`; X itself where that changes nothing."""
     whole = order.size == X.shape[0] and bool((order == np.arange(order.size)).all())
     as_is = not center.any() and bool((scale == 1).all())
-    if whole and as_is and dtype == X.dtype and X.flags.c_contiguous:
+    if whole and as_is and rotation is None and dtype == X.dtype and X.flags.c_contiguous:
         return X
     make = scratch if isinstance(X, np.memmap) else np.empty
-    out: Floats = make((order.size, X.shape[1]), dtype)
+    out: Floats = make((order.size, X.shape[1] if rotation is None else rotation.shape[1]), dtype)
 
     def copy(start: int) -> None:
         rows = slice(start, start + _COPY_ROWS)
         block = X[order[rows]]
-        out[rows] = block if as_is else centre_and_scale(block, center, scale)
+        if not as_is:
+            block = centre_and_scale(block, center, scale)
+        out[rows] = block if rotation is None else block.astype(np.float64) @ rotation
 
     list(pool.map(copy, range(0, order.size, _COPY_ROWS)))
     return out

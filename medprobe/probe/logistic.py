@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, softmax
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import get_scorer
-from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold, check_cv
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -330,6 +328,8 @@ class LogisticProbeCV(_LinearProbe):
         return self
 
     def _splitter(self, groups: ArrayLike | None) -> Any:
+        from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold, check_cv
+
         if isinstance(self.cv, int) and self._multilabel:
             return KFold(self.cv) if groups is None else GroupKFold(self.cv)
         if isinstance(self.cv, int):
@@ -358,6 +358,8 @@ class LogisticProbeCV(_LinearProbe):
                     likely = np.log(_probabilities(logits)[np.arange(rows.size), codes[rows]].clip(_TINY))
                 scores.append(float(np.average(likely, weights=kept)))
                 continue
+            from sklearn.metrics import get_scorer
+
             model = LogisticProbe()
             model.classes_, model.coef_, model.intercept_ = self.classes_, coef, intercept
             model.n_features_in_, model._multilabel = X.shape[1], self._multilabel

@@ -276,35 +276,32 @@ class _AdamW:
     def __init__(self, parameters: Sequence[torch.Tensor], lr: Sequence[float], weight_decay: Sequence[float]) -> None:
         import torch
 
-        like = parameters[0]
-        self.lr = torch.tensor(lr, dtype=torch.float64, device=like.device)[:, None, None]
-        self.shrink = (1 - self.lr * torch.tensor(weight_decay, device=like.device)[:, None, None]).to(like.dtype)
+        self.rates = list(zip(lr, weight_decay, strict=True))
         self.mean = [torch.zeros_like(parameter) for parameter in parameters]
         self.square = [torch.zeros_like(parameter) for parameter in parameters]
-        self.steps = 0
+        self.steps = torch.zeros(len(self.rates), len(parameters), device=parameters[0].device)
 
     def step(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
-        """Update the parameters in place; the gradients serve as scratch space."""
+        """Update the parameters in place."""
         import torch
+        from torch.optim.adamw import adamw
 
-        beta1, beta2, epsilon = 0.9, 0.999, 1e-8
-        self.steps += 1
-        # The correction of the second moment goes into rate and epsilon: every pass over the parameters takes time.
-        spread = (1 - beta2**self.steps) ** 0.5
-        rate = (-self.lr * spread / (1 - beta1**self.steps)).to(parameters[0].dtype)
+        # torch's fused kernel reads and writes each number once, but takes no strides, and one rate a call.
+        stacks = parameters, [gradient.contiguous() for gradient in gradients], self.mean, self.square
         with torch.no_grad():
-            for parameter, gradient, mean, square in zip(parameters, gradients, self.mean, self.square, strict=True):
-                mean.lerp_(gradient, 1 - beta1)
-                square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-                torch.sqrt(square, out=gradient).add_(epsilon * spread)
-                torch.div(mean, gradient, out=gradient)
-                parameter.mul_(self.shrink).addcmul_(gradient, rate)
+            for network, (lr, weight_decay) in enumerate(self.rates):
+                own, gradient, mean, square = ([stack[network] for stack in tensors] for tensors in stacks)
+                adamw(
+                    own, gradient, mean, square, [], list(self.steps[network]), fused=True, amsgrad=False, maximize=False,
+                    lr=lr, beta1=0.9, beta2=0.999, weight_decay=weight_decay, eps=1e-8,
+                )  # fmt: skip
 
     def select(self, networks: torch.Tensor) -> None:
         """Keep the state of these networks alone."""
-        self.lr, self.shrink = self.lr[networks], self.shrink[networks]
+        self.rates = [self.rates[network] for network in networks.tolist()]
         self.mean = [mean[networks] for mean in self.mean]
         self.square = [square[networks] for square in self.square]
+        self.steps = self.steps[networks]
 
 
 def probabilities(network: Trained, X: Floats, *, multilabel: bool) -> Floats:

@@ -3,19 +3,21 @@
 All values of C, folds and labels are columns of the same two matrix products an iteration. Coefficients are sought
 in the eigenvectors of the feature covariance, where the ridge term stays diagonal and the Hessian has a simple model
 (`medprobe.probe._curvature`), which preconditions L-BFGS (Nocedal and Wright, Numerical Optimization, 2006, algorithm
-7.4).
+7.4). Few rows are held in these coordinates themselves, no more than there are rows, and their values of C are gone
+through in turn (`medprobe.probe._continuation`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import helmert
 
+from medprobe.probe._continuation import Path, batches
 from medprobe.probe._curvature import CurvatureModel
 from medprobe.probe._lbfgs import minimise
 from medprobe.probe._passes import Floats, LossPasses, OrderedRows, centre_and_scale, worker_threads
@@ -24,6 +26,9 @@ from medprobe.probe._passes import Floats, LossPasses, OrderedRows, centre_and_s
 _BATCH_COEFFICIENTS = 2**21
 _GRAM_ROWS = 4096
 _ROWS_A_FEATURE = 32
+# Fewer rows than features are few, and so are fewer than this many a feature, if turning them once is cheaper than
+# turning the coefficients of so many columns at every pass.
+_FEW_A_FEATURE, _FEW_A_COLUMN = 4, 16
 # Log odds given to a class without a training row, whose best intercept is minus infinity.
 _ABSENT = -30.0
 # Features with means below this are not centred: it would gain nothing and cost a copy.
@@ -112,9 +117,10 @@ def solve_path(
     more a softmax), or (n, L) of 0, 1 and NaN: L independent labels, NaN rows left out. `sample_weight` is (n,), or
     (F, n) with one row a fold, or (F, L, n). `scales` (F, D) standardises per fold: fold f is fitted on X / scales[f],
     and the coefficients returned are those of X. `spectrum` is that of X / scales[0] or of similar rows, and saves
-    its time. `dtype` is that of the passes over rows. A problem has converged when the estimated distance of its
-    objective to the minimum is below `tol` times the smaller of the objective and its decrease from the constant model,
-    and the gradient norm below sqrt(tol) times that of the constant model.
+    its time (but for several scales of fewer rows than features). `dtype` is that of the passes over rows. A problem
+    has converged when the estimated distance of its objective to the minimum is below `tol` times the smaller of the
+    objective and its decrease from the constant model, and the gradient norm below sqrt(tol) times that of the constant
+    model.
 
     Raises ValueError when all weights are zero or a class code is not below `n_classes`.
     """
@@ -130,6 +136,28 @@ def solve_path(
     counted = np.flatnonzero(weights.any(axis=0))
     if counted.size == 0:
         raise ValueError("Every row has weight zero: there is nothing to fit.")
+    if scales is not None and len(scales) > 1 and counted.size < X.shape[1]:
+        # Fewer eigenvectors than features span the rows of one scale only.
+        alone = [
+            solve_path(
+                X,
+                Y,
+                Cs,
+                n_classes=n_classes,
+                sample_weight=own if Y.ndim == 1 else own[None],
+                scales=scale[None],
+                dtype=dtype,
+                tol=tol,
+                max_iter=max_iter,
+            )
+            for own, scale in zip(weights.reshape(len(scales), n_labels, -1), scales, strict=True)
+        ]
+        return PathSolution(
+            **{
+                field.name: np.concatenate([getattr(one, field.name) for one in alone])
+                for field in fields(PathSolution)
+            }
+        )
     scale = np.ones(X.shape[1]) if scales is None else scales[0]
     if spectrum is None:
         spectrum = Spectrum.of(X, counted, scale, dtype)
@@ -145,18 +173,27 @@ def solve_path(
     coef, intercept = np.empty((unit.size, n_out, X.shape[1])), np.empty((unit.size, n_out))
     objective, grad_norm = np.empty(unit.size), np.empty(unit.size)
     n_iter, converged = np.empty(unit.size, dtype=np.intp), np.empty(unit.size, dtype=bool)
+    ratio = None if scales is None or len(scales) == 1 else scales / scale
+    D = X.shape[1]
+    few = counted.size < max(D, min(_FEW_A_FEATURE * D, _FEW_A_COLUMN * k * unit.size))
+    # A problem that begins close to its end is judged by a young model, and one more digit of few rows is cheap.
+    near = tol / 10 if few and penalty.size > 1 else tol
+    rotation = spectrum.eigenvectors if few and ratio is None else None
     batch_size = max(1, _BATCH_COEFFICIENTS // (k * (spectrum.eigenvalues.size + 1)))
     with worker_threads() as pool:
-        rows = OrderedRows(X, Y, weights, n_classes, center, scale, np.dtype(dtype), pool)
+        rows = OrderedRows(X, Y, weights, n_classes, center, scale, rotation, np.dtype(dtype), pool)
         passes = LossPasses(rows, pool)
-        for first in range(0, unit.size, batch_size):
-            part = slice(first, first + batch_size)
-            relative = None if scales is None or len(scales) == 1 else scales[fold[part]] / scale
-            problems = _Problems(passes, spectrum, units, unit[part], penalty[which_C[part]], relative)
-            found = minimise(problems, tol=tol, max_iter=max_iter)
-            coef[part], intercept[part] = problems.coefficients(found.x)
-            objective[part], grad_norm[part] = found.f, found.grad_norm
-            n_iter[part], converged[part] = found.n_iter, found.converged
+        for parts in batches(shape, penalty, batch_size, in_turn=few):
+            path = Path()
+            for part in parts:
+                C = penalty[which_C[part]]
+                part_ratio = None if ratio is None else ratio[fold[part]]
+                problems = _Problems(passes, spectrum, units, unit[part], C, part_ratio, rotated=rotation is not None)
+                found = minimise(problems, guess=path.guess(C[0]), tol=near, max_iter=max_iter)
+                path.add(C[0], found.x)
+                coef[part], intercept[part] = problems.coefficients(found.x)
+                objective[part], grad_norm[part] = found.f, found.grad_norm
+                n_iter[part], converged[part] = found.n_iter, found.converged
     coef /= scale
     intercept -= coef @ center
     if Y.ndim == 2:
@@ -227,7 +264,8 @@ def _describe_binary(Y: NDArray[Any], weights: Floats, n_labels: int) -> _Units:
 class _Problems:
     """A batch of problems in the coordinates of eigenvectors (r, then the intercept) and of class contrasts (k).
 
-    Variables of one problem are (k, r + 1), flattened. Implements `medprobe.probe._lbfgs.Batch`.
+    Variables of one problem are (k, r + 1), flattened; `scale` (P, D) divides its features. Rows that are `rotated` are
+    in these coordinates, too. Implements `medprobe.probe._lbfgs.Batch`.
     """
 
     def __init__(
@@ -238,9 +276,12 @@ class _Problems:
         unit: NDArray[np.intp],
         penalty: NDArray[np.float64],
         scale: Floats | None,
+        *,
+        rotated: bool,
     ) -> None:
         self._passes = passes
         self._vectors = spectrum.eigenvectors
+        self._rotated = rotated
         self._units = units
         self._unit = unit
         self._C = penalty
@@ -287,10 +328,15 @@ class _Problems:
         theta = x.reshape(-1, *self._shape)
         every = np.arange(self._unit.size)
         reported = self._units.reported
-        return reported @ self._weights(theta, every), theta[:, :, -1] @ reported.T
+        W = self._weights(theta, every)
+        if self._rotated:
+            W = _rotate(W, self._vectors.T)
+        return reported @ W, theta[:, :, -1] @ reported.T
 
     def _weights(self, theta: Floats, problems: NDArray[np.intp]) -> Floats:
-        """Weights (a, k, D) of the features in the passes, one set a contrast."""
+        """Weights (a, k, columns of the rows) in the passes, one set a contrast."""
+        if self._rotated:
+            return theta[:, :, :-1]
         W = _rotate(theta[:, :, :-1], self._vectors.T)
         if self._scale is not None:
             W /= self._scale[problems, None, :]
@@ -304,7 +350,8 @@ class _Problems:
         G = coded.T @ G.swapaxes(0, 1)
         if self._scale is not None:
             G /= self._scale[problems, None, :]
-        gradient = np.concatenate([_rotate(G, self._vectors), (coded.T @ gb).T[:, :, None]], axis=2)
+        turned = G if self._rotated else _rotate(G, self._vectors)
+        gradient = np.concatenate([turned, (coded.T @ gb).T[:, :, None]], axis=2)
         return loss, gradient
 
 
