@@ -22,10 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from embed import bare_forward, draw, load
+from embed import bare_forward, draw, fastest_batch, load
 
 import medprobe
-from medprobe.embed.forward import BatchSize
 from medprobe.embed.precision import choose_device, choose_precision
 from medprobe.encoders.base import Encoder
 from medprobe.images.decode import decode, default_workers
@@ -97,7 +96,7 @@ def main() -> None:
         manifest = medprobe.read_manifest(data)
         n = min(n, len(manifest))
         few = [manifest.images.payload(int(row)) for row in np.linspace(0, n - 1, 32)]
-        batch = BatchSize.of(None, device, 1).size
+        batch = fastest_batch(encoder, few, precision)
         with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
             geometry = encoder.preprocess.geometry
             rounds = [
