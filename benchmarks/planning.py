@@ -108,8 +108,10 @@ def main() -> None:
             ][1:]
         reading, forward = (statistics.median(part) for part in zip(*rounds, strict=True))
         block, n_blocks = seconds_to_write(encoder, folder), math.ceil(n / BLOCK_ROWS)
-        at_once = reading / cores + forward if device.type == "cpu" else max(reading / cores, forward)
-        seconds, size = n * at_once + n_blocks * block, n * (2 * sum(encoder.views.values()) + A_ROW)
+        on_cpu = device.type == "cpu"
+        at_once = reading / cores + forward if on_cpu else max(reading / cores, forward)
+        # On a GPU a block is written beside the next, and only the last is waited for.
+        seconds, size = n * at_once + (n_blocks if on_cpu else 1) * block, n * (2 * sum(encoder.views.values()) + A_ROW)
         print(f"{encoder.name}, {precision}, {cores} cores, {n} images")
         print(f"reading    {1 / reading:10.1f} images/s a core")
         print(f"encoding   {1 / forward:10.1f} images/s")
