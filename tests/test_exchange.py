@@ -33,11 +33,11 @@ def test_arrays_are_seen_as_they_were_left():
 
 @needs_memory
 def test_memory_ends_with_its_object():
-    memory = memory_for(LEAST_BYTES)
+    memory = memory_for(LEAST_BYTES, [])
     assert memory is not None
     place = memory.place
     assert leave(place, [np.ones((2, 2), np.uint8)]) == [(2, 2)]
-    assert memory_for(LEAST_BYTES - 1) is None
+    assert memory_for(LEAST_BYTES - 1, [Memory()]) is None
     del memory
     assert leave(place, [np.ones((2, 2), np.uint8)]) is None
 
@@ -49,7 +49,7 @@ class Elsewhere:
 @pytest.mark.parametrize("way", ["memory", "no memory", "not opened"])
 def test_decoded_pixels_are_the_same_whichever_way_they_come(monkeypatch, way):
     if way != "memory":
-        monkeypatch.setattr(decoding, "memory_for", lambda _: None if way == "no memory" else Elsewhere())
+        monkeypatch.setattr(decoding, "memory_for", lambda *_: None if way == "no memory" else Elsewhere())
     tasks = [pictures(3, seed) for seed in range(6)]
     tasks[2][1] = np.zeros((0, 4, 3), np.uint8)  # one that cannot be read
     tasks[4] = [np.zeros((0, 4, 3), np.uint8)] * 3  # none that can

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from medprobe.images.exchange import LEAST_BYTES, Memory, Shape, leave, memory_for
+from medprobe.images.exchange import Memory, Shape, leave, memory_for
 from medprobe.images.geometry import Geometry
 from medprobe.images.raster import (
     DIGEST_BYTES,
@@ -189,8 +189,8 @@ _Answer = tuple[Decoded, list[Shape] | None]
 def _decode_into(place: str | None, task: Task) -> _Answer:
     """Return :func:`decode` of a task, and the shapes of its pixels if these are left in the caller's memory."""
     decoded = decode(*task)
-    shapes = None if place is None else leave(place, decoded.pixels)
-    return (decoded if shapes is None else replace(decoded, pixels=[])), shapes
+    shapes = leave(place, decoded.pixels) if place else None
+    return (replace(decoded, pixels=[]) if shapes else decoded), shapes
 
 
 def _pixel_bytes(chunk: Sequence[Payload], geometries: Sequence[Geometry]) -> int:
@@ -317,8 +317,7 @@ class Decoder:
             bytes_waiting += _pixel_bytes(*task[:2])
 
     def _ask(self, task: Task, finished: SimpleQueue[None]) -> _Asked:
-        size = _pixel_bytes(*task[:2])
-        memory = self._free.pop() if self._free and size >= LEAST_BYTES else memory_for(size)
+        memory = memory_for(_pixel_bytes(*task[:2]), self._free)
         asked = _Asked(task, memory, self._submit(task, memory))
 
         def note(_: Future[_Answer]) -> None:

@@ -50,12 +50,12 @@ class Memory:
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def memory_for(n_bytes: int) -> Memory | None:
-    """Return memory for so many bytes, or None where a pipe does, or has to do."""
+def memory_for(n_bytes: int, free: list[Memory]) -> Memory | None:
+    """Return memory for so many bytes, of what is free or else new, or None where a pipe does, or has to do."""
     if n_bytes < LEAST_BYTES or not hasattr(os, "memfd_create"):
         return None
     try:
-        return Memory()
+        return free.pop() if free else Memory()
     except OSError:
         return None
 
