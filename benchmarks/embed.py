@@ -7,8 +7,9 @@
 Everything is measured in turn, in several rounds of one process, and the ratios are medians over the rounds: a machine that
 does something else meanwhile slows both sides of a ratio. ``limit`` is what the machine allows: on a CPU, where reading and
 encoding share the cores, 1 / (forward + decode core-seconds an image / cores); elsewhere the slower of bare forward and bare
-decode. The pipeline is all of ``medprobe.embed`` once its encoder is loaded: starting its processes, reading, encoding,
-checking, writing, syncing.
+decode. The pipeline is all of ``medprobe.embed`` once its encoder is loaded and tried: reading, encoding, checking, writing,
+syncing, and what is left of the start of its processes. On a GPU the bare forward pass takes the fastest of the sizes of batch
+that the pipeline tries.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ from medprobe.images.raster import load_rgb, read_source
 
 MODELS = ("dinov2/vits14", "imagenet/resnet50", "imagenet/efficientnet-lite0")
 _PICTURES = 8  # distinct ones; the rest are links to them
+_DECODED = 64  # by each process
 _BARE_BATCHES = 4
+_GPU_BATCHES = (64, 128, 256, 512, 1024)
 
 
 def draw(folder: Path, n: int, size: str, file_format: str) -> list[str]:
@@ -75,13 +78,24 @@ def bare_forward(encoder: Encoder, files: Sequence[str], precision: str, batch: 
         with autocast(precision, encoder.device):
             encoder.encode(pixels)
 
+    def wait() -> None:
+        if encoder.device.type == "cuda":
+            torch.cuda.synchronize(encoder.device)
+
     run()
+    wait()
     started = time.perf_counter()
     for _ in range(_BARE_BATCHES):
         run()
-    if encoder.device.type == "cuda":
-        torch.cuda.synchronize(encoder.device)
+    wait()
     return (time.perf_counter() - started) / _BARE_BATCHES / batch
+
+
+def fastest_batch(encoder: Encoder, files: Sequence[str], precision: str) -> int:
+    """Return how many images a bare forward pass had best take."""
+    if encoder.device.type != "cuda":
+        return BatchSize.of(None, encoder.device, 1).size
+    return min(_GPU_BATCHES, key=lambda batch: bare_forward(encoder, files, precision, batch))
 
 
 def _read_all(files: Sequence[str], geometry: Geometry) -> float:
@@ -118,24 +132,28 @@ def measure(
     precisions = list(dict.fromkeys([fast, "fp32"]))
     encoder.to(device)
     encoder.module.to(memory_format=torch.channels_last)
-    batch = options.batch_size or BatchSize.of(None, device, 1).size
+    batches = {p: options.batch_size or fastest_batch(encoder, files, p) for p in precisions}
     peers = {peer: run for peer, run in PEERS.items() if options.peers}
     spent: dict[str, list[float]] = {}
 
     def note(case: str, measured: Callable[[], float]) -> None:
         spent.setdefault(case, []).append(measured())
 
+    def note_decode() -> None:
+        note("decode", lambda: bare_decode(pool, files[:_DECODED], encoder.preprocess.geometry))
+
     for _ in range(options.rounds):
-        note("decode", lambda: bare_decode(pool, files[:32], encoder.preprocess.geometry))
+        note_decode()
         for precision in precisions:
-            note(f"forward {precision}", lambda p=precision: bare_forward(encoder, files, p, batch))
+            note(f"forward {precision}", lambda p=precision: bare_forward(encoder, files, p, batches[p]))
             note(
                 f"pipeline {precision}",
                 lambda p=precision: pipeline(encoder, folder, p, options.device, options.batch_size),
             )
-            note(f"forward {precision}", lambda p=precision: bare_forward(encoder, files, p, batch))
+            note(f"forward {precision}", lambda p=precision: bare_forward(encoder, files, p, batches[p]))
+            note_decode()
         for peer, run in peers.items():
-            note(peer, lambda run=run: run(encoder, files, device, batch))
+            note(peer, lambda run=run: run(encoder, files, device, batches["fp32"]))
     a_round = {case: [statistics.mean(x) for x in _by(options.rounds, seconds)] for case, seconds in spent.items()}
 
     def ratio(top: Sequence[float], bottom: Sequence[float]) -> float:
@@ -148,12 +166,12 @@ def measure(
         rates = [f"{1 / statistics.median(x):.1f}" for x in (a_round["decode"], forward, whole)]
         print(
             f"| {name} | {precision} | {' | '.join(rates)} | {ratio(limit, whole):.3f} | {ratio(forward, whole):.3f} | "
-            f"{ratio(a_round['pipeline fp32'], whole):.2f} |",
+            f"{ratio(a_round['forward fp32'], forward):.2f} | {ratio(a_round['pipeline fp32'], whole):.2f} |",
             flush=True,
         )
     for peer in peers:
         print(
-            f"| {name} | {peer} | | | {1 / statistics.median(a_round[peer]):.1f} | | | "
+            f"| {name} | {peer} | | | {1 / statistics.median(a_round[peer]):.1f} | | | | "
             f"{ratio(a_round['pipeline fp32'], a_round[peer]):.2f} |",
             flush=True,
         )
@@ -199,9 +217,10 @@ def main() -> None:
                 files = draw(folder, options.images, size, file_format)
                 print(f"\n{file_format}, {size}, {sum(map(os.path.getsize, files[:8])) / 8000:.0f} kB a file\n")
                 print(
-                    "| encoder | precision, or peer | decode | forward | pipeline | of limit | of forward | over fp32 |"
+                    "| encoder | precision, or peer | decode | forward | pipeline | of limit | of forward | "
+                    "forward over fp32 | pipeline over fp32 |"
                 )
-                print("|---|---|---|---|---|---|---|---|")
+                print("|---|---|---|---|---|---|---|---|---|")
                 for name in options.model or MODELS:
                     measure(name, load(name, options.weights), folder, files, options, pool)
 

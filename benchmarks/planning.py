@@ -22,10 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from embed import bare_forward, draw, load
+from embed import bare_forward, draw, fastest_batch, load
 
 import medprobe
-from medprobe.embed.forward import BatchSize
 from medprobe.embed.precision import choose_device, choose_precision
 from medprobe.encoders.base import Encoder
 from medprobe.images.decode import decode, default_workers
@@ -97,7 +96,7 @@ def main() -> None:
         manifest = medprobe.read_manifest(data)
         n = min(n, len(manifest))
         few = [manifest.images.payload(int(row)) for row in np.linspace(0, n - 1, 32)]
-        batch = BatchSize.of(None, device, 1).size
+        batch = fastest_batch(encoder, few, precision)
         with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
             geometry = encoder.preprocess.geometry
             rounds = [
@@ -109,8 +108,10 @@ def main() -> None:
             ][1:]
         reading, forward = (statistics.median(part) for part in zip(*rounds, strict=True))
         block, n_blocks = seconds_to_write(encoder, folder), math.ceil(n / BLOCK_ROWS)
-        at_once = reading / cores + forward if device.type == "cpu" else max(reading / cores, forward)
-        seconds, size = n * at_once + n_blocks * block, n * (2 * sum(encoder.views.values()) + A_ROW)
+        on_cpu = device.type == "cpu"
+        at_once = reading / cores + forward if on_cpu else max(reading / cores, forward)
+        # On a GPU a block is written beside the next, and only the last is waited for.
+        seconds, size = n * at_once + (n_blocks if on_cpu else 1) * block, n * (2 * sum(encoder.views.values()) + A_ROW)
         print(f"{encoder.name}, {precision}, {cores} cores, {n} images")
         print(f"reading    {1 / reading:10.1f} images/s a core")
         print(f"encoding   {1 / forward:10.1f} images/s")

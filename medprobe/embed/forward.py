@@ -185,7 +185,7 @@ class Forward:
         if self.encoder.device.type != "cuda":
             started = time.perf_counter()
             return Batch(images, self._views(images), time.perf_counter() - started)
-        began, ready = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        began, ready = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2))  # type: ignore[no-untyped-call]
         stream = torch.cuda.current_stream(self.encoder.device)
         began.record(stream)
         views = {view: values.to("cpu", non_blocking=True) for view, values in self._views(images).items()}

@@ -260,6 +260,9 @@ def embed(
         Decoder(default_workers() if workers is None else workers, in_turns=devices[0].type == "cpu") as decoder,
         tempfile.TemporaryDirectory(prefix="medprobe-") as elsewhere,
     ):
+        here = engine == "local" and len(devices) == 1
+        if here and not decoder.in_turns and not dry_run and any(overwrite or not is_store_at(path) for path in paths):
+            decoder.begin()  # so that they start while the encoders are tried
         jobs = []
         statistics = cache(partial(channel_statistics, manifest, decoder))  # one reading of the images for all encoders
         for encoder, path in zip(encoders, paths, strict=True):
@@ -299,7 +302,7 @@ def embed(
             ]
         started = time.perf_counter()
         spans, failures = spans_of(to_do), failures_before(jobs, to_do)
-        if engine == "local" and len(devices) == 1:
+        if here:
             begun = Progress(total=sum(map(len, spans)))
             fill_spans(manifest, jobs, spans, decoder, failures, allowed, begun, progress)
         elif spans:

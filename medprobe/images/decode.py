@@ -16,13 +16,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
 from queue import SimpleQueue
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from medprobe.images.exchange import Memory, Shape, leave, memory_for
 from medprobe.images.geometry import Geometry
 from medprobe.images.raster import (
     DIGEST_BYTES,
@@ -182,6 +183,16 @@ class Task(NamedTuple):
     thumbnails: bool = False
 
 
+_Answer = tuple[Decoded, list[Shape] | None]
+
+
+def _decode_into(place: str | None, task: Task) -> _Answer:
+    """Return :func:`decode` of a task, and the shapes of its pixels if these are left in the caller's memory."""
+    decoded = decode(*task)
+    shapes = leave(place, decoded.pixels) if place else None
+    return (replace(decoded, pixels=[]) if shapes else decoded), shapes
+
+
 def _pixel_bytes(chunk: Sequence[Payload], geometries: Sequence[Geometry]) -> int:
     return len(chunk) * sum(3 * math.prod(geometry.size) for geometry in geometries)
 
@@ -195,7 +206,8 @@ class _Asked:
     """
 
     task: Task
-    future: Future[Decoded]
+    memory: Memory | None
+    future: Future[_Answer]
     done: bool = False
 
     @property
@@ -218,6 +230,7 @@ class Decoder:
     def __init__(self, workers: int, *, in_turns: bool = False) -> None:
         self.workers, self.in_turns = workers, in_turns
         self._pool: Any = None
+        self._free: list[Memory] = []
 
     def __enter__(self) -> Decoder:
         return self
@@ -227,18 +240,28 @@ class Decoder:
             self.close()
         self._stop()
 
+    def begin(self) -> None:
+        """Start the processes, which takes them some tenths of a second, before there is anything to decode."""
+        if self.workers:
+            self._submit(Task([], []))
+
     def close(self) -> None:
         """End the processes, which do nothing at the moment: killed ones leave semaphores, of which Python complains."""
         if self._pool is not None:
             self._pool.shutdown(wait=True)
             self._pool = None
+        self._free.clear()
 
     def run(self, chunks: Iterable[Sequence[Payload]], geometries: Sequence[Geometry]) -> Iterator[Decoded]:
         """Yield :func:`decode` of each chunk."""
-        return self.stream(Task(chunk, geometries) for chunk in chunks)
+        for decoded in self.stream(Task(chunk, geometries) for chunk in chunks):
+            decoded.pixels = [pixels.copy() for pixels in decoded.pixels]
+            yield decoded
 
     def stream(self, tasks: Iterable[Task]) -> Iterator[Decoded]:
         """Yield :func:`decode` of each task, which are chunks of images with their geometries.
+
+        The pixels are there until the next is asked for, and then perhaps overwritten.
 
         Later ones are decoded while the first are waited for, as many as ``_WAITING_BYTES`` allow, two at least; in turns,
         ``_CHUNKS_A_TURN`` for each worker, and none before all of those are taken.
@@ -263,9 +286,13 @@ class Decoder:
                 continue
             first = waiting.popleft()
             try:
-                decoded = first.future.result()
+                decoded, shapes = first.future.result()
+                if first.memory is not None and shapes is not None:
+                    decoded.pixels = first.memory.look(shapes)
                 took += decoded.seconds
                 yield decoded
+                if first.memory is not None:
+                    self._free.append(first.memory)
             except BrokenProcessPool:
                 self._stop()
                 yield self._one_by_one(first.task)
@@ -290,16 +317,17 @@ class Decoder:
             bytes_waiting += _pixel_bytes(*task[:2])
 
     def _ask(self, task: Task, finished: SimpleQueue[None]) -> _Asked:
-        asked = _Asked(task, self._submit(task))
+        memory = memory_for(_pixel_bytes(*task[:2]), self._free)
+        asked = _Asked(task, memory, self._submit(task, memory))
 
-        def note(_: Future[Decoded]) -> None:
+        def note(_: Future[_Answer]) -> None:
             asked.done = True
             finished.put(None)
 
         asked.future.add_done_callback(note)
         return asked
 
-    def _submit(self, task: Task) -> Future[Decoded]:
+    def _submit(self, task: Task, memory: Memory | None = None) -> Future[_Answer]:
         if self._pool is None:
             # loky does not import the caller's main module, so that a plain script may call medprobe.embed.
             from joblib.externals.loky import ProcessPoolExecutor
@@ -309,16 +337,17 @@ class Decoder:
             )
         try:
             with interrupts_blocked():
-                return cast("Future[Decoded]", self._pool.submit(decode, *task))
+                place = None if memory is None else memory.place
+                return cast("Future[_Answer]", self._pool.submit(_decode_into, place, task))
         except BrokenProcessPool:  # by a chunk whose turn has not come yet
             self._stop()
-            return self._submit(task)
+            return self._submit(task, memory)
 
     def _one_by_one(self, task: Task) -> Decoded:
         parts = []
         for payload in task.payloads:
             try:
-                parts.append(self._submit(task._replace(payloads=[payload])).result())
+                parts.append(self._submit(task._replace(payloads=[payload])).result()[0])
             except BrokenProcessPool:
                 self._stop()
                 none = [np.zeros((0, *g.size, 3), dtype=np.uint8) for g in task.geometries]
@@ -340,6 +369,7 @@ class Decoder:
         if self._pool is not None:
             self._pool.shutdown(wait=False, kill_workers=True)
             self._pool = None
+        self._free.clear()  # a process may be killed while it still writes there
 
 
 @contextlib.contextmanager
