@@ -54,7 +54,8 @@ class Page:
         with ui.element("header").classes("top"):
             ui.element("h1").props["innerHTML"] = "medprobe"
             self.status = ui.label("").classes("status").props("data-testid=status")
-            self.spinner = ui.spinner(size="18px")
+            # Still: an animation takes a core from the answer where the browser draws without a graphics card.
+            self.busy = ui.icon("hourglass_empty", size="18px")
             ui.button("Copy as command", on_click=self.reproduce).props("flat dense no-caps data-testid=reproduce")
         with ui.element("div").classes("explorer"):
             with ui.element("aside"):
@@ -118,7 +119,7 @@ class Page:
             return turn != self.turn or self.client.is_deleted
 
         started = time.perf_counter()
-        self.spinner.set_visibility(True)
+        self.busy.set_visibility(True)
         steps = boards(self.session, self.state, stale)
         try:
             while (board := await threaded(next, steps, None)) is not None:
@@ -140,7 +141,7 @@ class Page:
             raise
         finally:
             if turn == self.turn:
-                self.spinner.set_visibility(False)
+                self.busy.set_visibility(False)
 
     def _show(self, board: Board, seconds: float) -> None:
         self.board = board
