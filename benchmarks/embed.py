@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 from decode import picture
-from embed_peers import PEERS, absent
+from embed_peers import absent, present
 from precision import initialised
 
 import medprobe
@@ -133,7 +133,7 @@ def measure(
     encoder.to(device)
     encoder.module.to(memory_format=torch.channels_last)
     batches = {p: options.batch_size or fastest_batch(encoder, files, p) for p in precisions}
-    peers = {peer: run for peer, run in PEERS.items() if options.peers}
+    peers = present() if options.peers else {}
     spent: dict[str, list[float]] = {}
 
     def note(case: str, measured: Callable[[], float]) -> None:

@@ -1,25 +1,17 @@
-"""How others embed a list of files, each as its own documentation or habit has it; what is not installed is left out."""
+"""How others embed a list of files, each as its own documentation or habit has it; what cannot be imported is left out."""
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
+from embed_tools import Peer, eva, lightly_train, obstacle, thingsvision
 from PIL import Image
 from torchvision import transforms
 
 from medprobe.encoders.base import Encoder
-
-Peer = Callable[[Encoder, Sequence[str], torch.device, int], float]
-_UNMEASURED = {
-    "thingsvision": "2.7 pins torchvision 0.15 and numpy 1",
-    "clip_retrieval": "2.45 pins numpy 1 and embeds with CLIP alone",
-    "lightly_train": "embeds with checkpoints of its own",
-    "eva": "wants its own data sets and configuration",
-}
 
 
 def _transform(encoder: Encoder) -> transforms.Compose:
@@ -69,16 +61,32 @@ def plain(encoder: Encoder, files: Sequence[str], device: torch.device, batch: i
     return (time.perf_counter() - started) / len(files)
 
 
-PEERS: dict[str, Peer] = {
+_LOOPS: dict[str, Peer] = {
     "plain loop": plain,
     "DataLoader, 0 workers": data_loader(0),
     "DataLoader, 2 workers": data_loader(2),
 }
+_TOOLS: dict[str, dict[str, Peer]] = {
+    "eva.vision": {"eva predict, its own workers": eva(None), "eva predict, 0 workers": eva(0)},
+    "lightly_train": {
+        "lightly-train embed, its own workers": lightly_train("auto"),
+        "lightly-train embed, 0 workers": lightly_train(0),
+    },
+    "thingsvision.utils.data": {"thingsvision": thingsvision},
+}
+
+
+def present() -> dict[str, Peer]:
+    """Return the peers that can be measured here, having imported what they need."""
+    return _LOOPS | {
+        name: run for package, peers in _TOOLS.items() if not obstacle(package) for name, run in peers.items()
+    }
 
 
 def absent() -> list[str]:
     """Return a sentence for each peer that is not measured here."""
+    found = {package: obstacle(package) for package in _TOOLS}
     return [
-        f"{name}: {'installed, not measured' if importlib.util.find_spec(name) else 'not installed'} ({why})"
-        for name, why in _UNMEASURED.items()
+        *(f"{package.split('.')[0]} ({why})" for package, why in found.items() if why),
+        "clip_retrieval (2.45 pins numpy 1, and embeds with CLIP alone, which it loads by itself)",
     ]
