@@ -13,7 +13,15 @@ from sklearn.preprocessing import StandardScaler
 
 import medprobe
 from medprobe.errors import DataError, UsageError
-from medprobe.probe.splits import check_leaks, fold_split, given_split, hold_out_split, inner_folds, leave_out_split
+from medprobe.probe.splits import (
+    check_leaks,
+    fold_split,
+    given_split,
+    hold_out_split,
+    inner_folds,
+    leave_out_split,
+    texts,
+)
 from medprobe.probe.task import target_of
 from medprobe.results import Row, ranked, read_results, to_json, write_results
 
@@ -236,10 +244,10 @@ def test_targets_that_are_none():
 
 def test_a_given_split_needs_known_words_and_both_sides():
     with pytest.raises(DataError, match="'holdout' is none of"):
-        given_split(["train", "holdout"], "s", None)
+        given_split(texts(["train", "holdout"]), "s", None)
     with pytest.raises(DataError, match="in 'test'"):
-        given_split(["train", "val"], "s", None)
-    part = given_split(["Training", "validation", "TEST", ""], "s", None).parts[0]
+        given_split(texts(["train", "val"]), "s", None)
+    part = given_split(texts(["Training", "validation", "TEST", ""]), "s", None).parts[0]
     assert (part.train.tolist(), part.val.tolist(), part.test.tolist()) == ([0], [1], [2])
 
 
@@ -319,15 +327,15 @@ def test_on_folds_the_simplest_setting_within_one_standard_error_is_taken(patien
 def test_each_site_is_tested_by_what_the_others_teach():
     sites = ["b", "a", "a", "", "c", "b", "c", "nan"]
     groups = np.array([0, 1, 2, 3, 4, 5, 1, 6])  # patient 1 was seen at a and at c
-    split = leave_out_split(sites, "site", groups)
+    split = leave_out_split(texts(sites), "site", groups)
     assert split.name == "leave one of 3 site out"
     assert [part.test.tolist() for part in split.parts] == [[1, 2], [0, 5], [4, 6]]
     assert [part.train.tolist() for part in split.parts] == [[0, 4, 5], [1, 2, 4, 6], [0, 2, 5]]
-    assert leave_out_split(sites, "site", None).parts[0].train.tolist() == [0, 4, 5, 6]
+    assert leave_out_split(texts(sites), "site", None).parts[0].train.tolist() == [0, 4, 5, 6]
     with pytest.raises(DataError, match=r"--leave-out site: the column has 1 values"):
-        leave_out_split(["a", "a", ""], "site", None)
+        leave_out_split(texts(["a", "a", ""]), "site", None)
     with pytest.raises(DataError, match="every group outside of 'a'"):
-        leave_out_split(["a", "b"], "site", np.array([1, 1]))
+        leave_out_split(texts(["a", "b"]), "site", np.array([1, 1]))
 
 
 def test_leaving_sites_out_finds_a_shortcut(tmp_path):

@@ -24,6 +24,7 @@ from medprobe.explore.session import RESAMPLES, Session, Stale
 from medprobe.explore.state import State
 from medprobe.report.prediction_figures import OPERATING
 
+_REST = 0.3  # seconds that a slider has stood still before intervals are worked out
 _PANELS = ("leaderboard", "roc", "confusion", "calibration", "subgroup")
 
 
@@ -183,7 +184,9 @@ class Page:
             if moved and n_resamples == 0:
                 self.figures["roc"].put(OPERATING, [dict(zip("xy", place(point), strict=True))])
                 self._put("confusion", await threaded(lambda: board.confusion(state.threshold)))
-            await asyncio.sleep(0)
+            await asyncio.sleep(_REST if moved else 0)
+            if state is not self.state:
+                return
 
     def _tell(self, words: str, found: list[tuple[str, str, str]]) -> None:
         self.point.set_text(words)

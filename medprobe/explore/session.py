@@ -16,6 +16,7 @@ from medprobe.errors import DataError, UsageError
 from medprobe.explore.state import FAST, State
 from medprobe.probe.answers import Answer, Reporting, reported
 from medprobe.probe.bags import AnyRows, bags_of
+from medprobe.probe.columns import Columns
 from medprobe.probe.families import Family, family
 from medprobe.probe.features import Features, features_of
 from medprobe.probe.question import Question, ask, with_shots
@@ -123,6 +124,7 @@ class Session:
             store = OpenStore(path, partial=partial)
             name = _unused(store.encoder, self.stores)
             self.paths[name], self.stores[name] = str(path), bags_of(store, None, None)
+        self._columns = {name: Columns(store) for name, store in self.stores.items()}
         self._features, self._sums = Kept(_KEPT_FEATURES), Kept(_KEPT_FEATURES)
         self._questions, self._answers, self._reported = Kept(_KEPT), Kept(_KEPT), Kept(_KEPT)
 
@@ -163,7 +165,7 @@ class Session:
         def make() -> Asked:
             store = self.stores[name]
             features = self.features(name, state.view)
-            question = ask(store, wish)
+            question = ask(store, wish, known=self._columns[name])
             ids = store.samples["id"].to_numpy()[question.target.rows]
             (question,) = with_shots(replace(question, notes=question.notes + features.notes), wish)
             return Asked(features, question, ids)

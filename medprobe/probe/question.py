@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 
 from medprobe.errors import DataError, UsageError
 from medprobe.probe.bags import AnyRows, Bags
+from medprobe.probe.columns import Columns, Samples
 from medprobe.probe.controls import APPEARANCE, COLUMNS, SHUFFLED, column_features, describing_columns, shuffled
 from medprobe.probe.features import Features
-from medprobe.probe.leaks import image_codes, joined, without_shared_images
+from medprobe.probe.leaks import joined, without_shared_images
 from medprobe.probe.metrics import check_metrics, default_metrics, primary_metric
 from medprobe.probe.splits import (
     Split,
@@ -24,7 +24,6 @@ from medprobe.probe.splits import (
     hold_out_split,
     leave_out_split,
     n_groups,
-    texts,
 )
 from medprobe.probe.targets import Floats
 from medprobe.probe.task import Target, target_columns
@@ -110,7 +109,7 @@ class Question:
         return self.splits[0]
 
 
-class Asked(Protocol):
+class Asked(Samples, Protocol):
     """What a question is asked of: a feature store, or anything else that knows samples and their images."""
 
     @property
@@ -118,19 +117,18 @@ class Asked(Protocol):
         """Where it is, for messages."""
 
     @property
-    def samples(self) -> pd.DataFrame:
-        """The samples that can take part."""
-
-    @property
     def roles(self) -> Mapping[str, Any]:
         """Columns that are ``labels``, the ``group`` and the ``split``, and the name of the ``data``."""
 
-    def image_digests(self) -> np.ndarray:
-        """Return the digest of each sample's image, uint8 (n, 16)."""
 
-
-def ask(store: Asked, wish: Wish, rows: np.ndarray | None = None) -> Question:
+def ask(store: Asked, wish: Wish, rows: np.ndarray | None = None, known: Columns | None = None) -> Question:
     """Return what is asked of a store (or the like), or of some rows of its samples.
+
+    Args:
+        store: The store.
+        wish: What is asked.
+        rows: Of its samples; None for all.
+        known: Its columns, where more than one question is asked of samples that do not change.
 
     Raises:
         UsageError: A column or number of the wish cannot work.
@@ -159,10 +157,15 @@ def ask(store: Asked, wish: Wish, rows: np.ndarray | None = None) -> Question:
     for flag, column in named:
         if column is not None and column not in columns:
             raise UsageError(f"{flag} {column}: no such column; there are: {', '.join(columns)}")
-    groups, names = (None, None) if group_col is None else _groups(samples[group_col].iloc[asked.rows], asked.rows)
-    digests = store.image_digests() if rows is None else store.image_digests()[rows]
-    codes = image_codes(digests[asked.rows])
-    parts = None if bag is None else np.unique(samples[bag].to_numpy(dtype=str)[asked.rows], return_inverse=True)[1]
+    known = known or Columns(store)
+    place = asked.rows if rows is None else rows[asked.rows]
+
+    def at(coded: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        return coded[0][place], coded[1]
+
+    groups, names = (None, None) if group_col is None else at(known.groups(group_col))
+    codes = known.images[place]
+    parts = None if bag is None else at(known.groups(bag))[0]
     together = joined(groups if parts is None else joined(groups, parts), codes)
     split_col = wish.split_col or given
     if wish.n_folds is not None:
@@ -170,9 +173,9 @@ def ask(store: Asked, wish: Wish, rows: np.ndarray | None = None) -> Question:
     elif wish.test_size is not None:
         split = hold_out_split(asked.y, together, wish.test_size, wish.seed)
     elif wish.leave_out is not None:
-        split = leave_out_split(samples[wish.leave_out].iloc[asked.rows], wish.leave_out, together)
+        split = leave_out_split(at(known.texts(wish.leave_out)), wish.leave_out, together)
     elif split_col is not None:
-        split = given_split(samples[split_col].iloc[asked.rows], split_col, groups, names)
+        split = given_split(at(known.texts(split_col)), split_col, groups, names)
     else:
         split = fold_split(asked.y, together, min(DEFAULT_FOLDS, n_groups(together, len(asked.y))), wish.seed)
     if isinstance(store, Bags):  # bags of another column are other samples, not to be ranked with these
@@ -258,14 +261,3 @@ def _only_label(store: Asked) -> str:
         return "label"
     columns = ", ".join(c for c in store.samples.columns if c != "id")
     raise UsageError(f"--target: name the column to predict; {store.path.name} has: {columns}")
-
-
-def _groups(column: pd.Series, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a code (n,) for the group of each row, in the order of their names, and these; one without is by itself."""
-    codes, words = texts(column)
-    alone = np.flatnonzero(words[codes] == "")
-    codes[alone] = len(words) + np.arange(len(alone))
-    words = np.concatenate([words, [f"(no group, row {row})" for row in rows[alone]]])
-    present, codes = np.unique(codes, return_inverse=True)
-    names, order = np.unique(words[present].astype(str), return_inverse=True)
-    return order[codes], names

@@ -54,12 +54,12 @@ def texts(values: Sequence[object] | pd.Series) -> tuple[np.ndarray, np.ndarray]
 
 
 def given_split(
-    values: Sequence[object] | pd.Series, column: str, groups: np.ndarray | None, names: np.ndarray | None = None
+    coded: tuple[np.ndarray, np.ndarray], column: str, groups: np.ndarray | None, names: np.ndarray | None = None
 ) -> Split:
     """Return the split that a column states: train, val (optional) and test; rows with an empty value take no part.
 
     Args:
-        values: Of the column, (n,).
+        coded: Values of the column, as :func:`texts` gives them.
         column: Its name, for messages.
         groups: Groups (patients) of the rows, or None.
         names: What the groups, numbers then, are called in messages.
@@ -68,9 +68,9 @@ def given_split(
         DataError: Another word than these, no rows for train or test, or a group on two sides.
 
     """
-    codes, words = texts(values)
+    codes, words = coded
     words = np.array([word.lower() for word in words], dtype=object)
-    unknown = sorted({word for word in words if word not in {*SPLIT_NAMES, "", "nan", "none"}})
+    unknown = sorted({words[code] for code in np.unique(codes)} - {*SPLIT_NAMES, "", "nan", "none"})
     if unknown:
         raise DataError(f"--split-col {column}: '{unknown[0]}' is none of train, val, test")
     sides = np.array([SPLIT_NAMES.get(word, "") for word in words])
@@ -113,17 +113,22 @@ def hold_out_split(y: np.ndarray, groups: np.ndarray | None, test_size: float, s
     return Split(f"hold-out {test_size:g}", (Part(train, None, test),))
 
 
-def leave_out_split(values: Sequence[object] | pd.Series, column: str, groups: np.ndarray | None) -> Split:
+def leave_out_split(coded: tuple[np.ndarray, np.ndarray], column: str, groups: np.ndarray | None) -> Split:
     """Return one part for each value of a column (a site, a scanner): tested on it, trained on all the others.
 
     Rows without a value take no part; a group (patient) with images of several values is not trained on where it is
     tested on.
 
+    Args:
+        coded: Values of the column, as :func:`texts` gives them.
+        column: Its name.
+        groups: Groups (patients) of the rows, or None.
+
     Raises:
         DataError: The column has fewer than two values.
 
     """
-    codes, words = texts(values)
+    codes, words = coded
     present = (words != "")[codes]
     names = sorted({words[code] for code in np.unique(codes)} - {""})
     if len(names) < 2:
