@@ -130,8 +130,9 @@ def relabelled(column: pd.Series, rules: Sequence[str]) -> pd.Series:
         UsageError: A rule without ``=``, or a class that the column does not have.
 
     """
-    words = column.astype(object).where(~missing(column), "").map(class_name)
-    known = sorted(set(words) - {""})
+    codes, found = pd.factorize(column.where(~missing(column)))
+    words = [class_name(value) for value in np.asarray(found, dtype=object)]
+    known = sorted(set(words))
     mapped: dict[str, str] = {}
     for rule in rules:
         old, equals, new = rule.partition("=")
@@ -141,7 +142,8 @@ def relabelled(column: pd.Series, rules: Sequence[str]) -> pd.Series:
             if name not in known:
                 raise UsageError(f"--relabel {rule}: no class '{name}'; there are: {', '.join(known)}")
             mapped[name] = new.strip()
-    renamed = words.map(lambda word: mapped.get(word, word))
+    names = np.array([*(mapped.get(word, word) for word in words), ""], dtype=object)
+    renamed = pd.Series(names[codes], index=column.index, name=column.name)
     numbers = pd.to_numeric(renamed.where(renamed != ""), errors="coerce")
     return renamed if (numbers.isna() & (renamed != "")).any() else numbers
 
