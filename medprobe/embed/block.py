@@ -11,7 +11,8 @@ import numpy as np
 
 from medprobe.embed.job import Job
 from medprobe.errors import DataError
-from medprobe.images.decode import Decoded, interrupts_blocked
+from medprobe.images.decode import Decoded
+from medprobe.images.processes import interrupts_blocked
 from medprobe.images.sources import ImageSource
 from medprobe.store import (
     APPEARANCE_ARRAY,

@@ -23,7 +23,8 @@ from medprobe.embed.pipeline import Failures, Progress, check_failures, fill_spa
 from medprobe.encoders.base import TOKENS, Encoder, LoadOptions, Preprocess
 from medprobe.encoders.registry import load_encoder
 from medprobe.errors import DataError
-from medprobe.images.decode import Decoder, interrupts_blocked
+from medprobe.images.decode import Decoder
+from medprobe.images.processes import interrupts_blocked
 from medprobe.manifest import Manifest
 from medprobe.storage import Place
 from medprobe.store import FeatureStore

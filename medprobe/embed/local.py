@@ -11,7 +11,7 @@ from typing import Any, cast
 from medprobe.embed.block import Span
 from medprobe.embed.distribute import Maker, Work
 from medprobe.embed.pipeline import Failures, Progress
-from medprobe.images.decode import follow_the_caller
+from medprobe.images.processes import follow_the_caller
 
 _maker: Maker  # of a worker's process
 

@@ -9,15 +9,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
-from multiprocessing import resource_tracker
 from queue import SimpleQueue
 from typing import Any, NamedTuple, cast
 
@@ -25,6 +22,7 @@ import numpy as np
 
 from medprobe.images.exchange import Memory, Shape, leave, memory_for
 from medprobe.images.geometry import Geometry
+from medprobe.images.processes import follow_the_caller, interrupts_blocked
 from medprobe.images.raster import (
     DIGEST_BYTES,
     WHOLE,
@@ -370,35 +368,6 @@ class Decoder:
             self._pool.shutdown(wait=False, kill_workers=True)
             self._pool = None
         self._free.clear()  # a process may be killed while it still writes there
-
-
-@contextlib.contextmanager
-def interrupts_blocked() -> Iterator[None]:
-    """Hold interrupts back while processes are made, which inherit that: Ctrl-C in a terminal goes to all of them.
-
-    An initializer comes too late for that: an interrupt while Python starts leaves the traceback of an import.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    resource_tracker.ensure_running()  # else it is made together with the workers, and Python 3.11 then lets interrupts in
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def follow_the_caller(caller: int) -> None:
-    """Leave interrupts to the process that made this one, and end with it, even when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems that cannot block it from the start
-    threading.Thread(target=_end_with, args=(caller,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
 
 
 def default_workers() -> int:
