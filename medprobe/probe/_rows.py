@@ -58,8 +58,15 @@ def linear(
     """X @ coef.T + intercept of all or some rows; float64 `coef` keeps raw features with large means exact."""
     n = X.shape[0] if rows is None else len(rows)
     out = np.empty((n, coef.shape[0]))
-    for start in range(0, n, _BLOCK_ROWS):
+
+    def score(start: int) -> None:
         part = slice(start, start + _BLOCK_ROWS)
         block = X[part] if rows is None else X[rows[part]]
         out[part] = block @ coef.T + intercept
+
+    if n <= _BLOCK_ROWS:
+        score(0)
+        return out
+    with worker_threads() as pool:
+        list(pool.map(score, range(0, n, _BLOCK_ROWS)))
     return out
