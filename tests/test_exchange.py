@@ -72,10 +72,12 @@ def opened():
 @needs_memory
 def test_no_more_memory_is_open_than_pixels_wait_and_none_at_the_end(monkeypatch):
     monkeypatch.setattr(decoding, "_WAITING_BYTES", 4 * LEAST_BYTES)
+    gc.collect()
+    before = opened()  # what arrays of other tests in this process still look at
     with Decoder(1) as decoder:
         for i, decoded in enumerate(decoder.stream(Task(pictures(2, i), [LARGE]) for i in range(12))):
             np.testing.assert_array_equal(decoded.pixels[0], decode(pictures(2, i), [LARGE]).pixels[0])
-            assert 1 <= opened() <= 2 * 4  # each once to hand out, once to look at
+            assert before < opened() <= before + 2 * 4  # each once to hand out, once to look at
     del decoded
     gc.collect()
-    assert opened() == 0
+    assert opened() <= before
