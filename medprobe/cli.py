@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -56,7 +57,12 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # one more while Python ends would change the exit status
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise
 
 
 @app.callback(invoke_without_command=True)

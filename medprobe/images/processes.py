@@ -21,8 +21,10 @@ def interrupts_blocked() -> Iterator[None]:
         yield
         return
     resource_tracker.ensure_running()  # else it is made together with the workers, and Python 3.11 then lets interrupts in
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # what is blocked already
     try:
+        # This may itself raise an interrupt that came before: the signal would stay blocked for good.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
