@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 import medprobe
 from medprobe.cli import app
+from medprobe.images.processes import interrupts_blocked
 from medprobe.store import open_store
 
 PIXELS = ["-m", "baseline/pixels", "--workers", "0"]
@@ -230,6 +232,32 @@ def test_an_interrupt_of_workers_and_all_leaves_one_sentence(tmp_path):
     assert process.returncode == 4, said
     assert "run the same command again" in said
     assert "Traceback" not in said
+
+
+def test_a_second_interrupt_while_python_ends_changes_nothing():
+    program = (
+        "import atexit, os, signal, sys; from medprobe import cli; cli.app = lambda: sys.exit(4); "
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT); cli.main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (4, "")
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no masks of signals")
+def test_an_interrupt_that_comes_first_leaves_no_signal_blocked(monkeypatch):
+    resource_tracker.ensure_running()
+    mask = signal.pthread_sigmask
+
+    def interrupted(how: int, signals: object) -> object:
+        before = mask(how, signals)
+        if how == signal.SIG_BLOCK and signals:
+            raise KeyboardInterrupt
+        return before
+
+    monkeypatch.setattr(signal, "pthread_sigmask", interrupted)
+    with pytest.raises(KeyboardInterrupt), interrupts_blocked():
+        pass
+    assert signal.SIGINT not in mask(signal.SIG_BLOCK, ())
 
 
 def test_python_m_medprobe_is_the_command():

@@ -16,9 +16,7 @@ from medprobe.probe.ridge import ALPHAS, Doubles, Moments, RidgePath, RidgeProbe
 from medprobe.probe.targets import Floats, Fold
 
 _BLOCK_ROWS = 1024
-_MOST_TARGETS = 8
-
-
+_MOST_TARGETS = 8  # of questions whose sums with the features are kept
 _MOST_BYTES = 2**29
 
 
