@@ -62,6 +62,9 @@ def main() -> None:
     except SystemExit as ended:
         if ended.code == INTERRUPTED:  # one more while Python ends would change the exit status
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # `python -m` ends by the signal if the interrupt came while Python ran a string (as making a
+            # named tuple does), even though it was caught; running another forgets it.
+            exec("")
         raise
 
 

@@ -243,6 +243,21 @@ def test_a_second_interrupt_while_python_ends_changes_nothing():
     assert (ended.returncode, ended.stderr) == (4, "")
 
 
+def test_an_interrupt_inside_a_string_that_is_run_ends_with_the_status(tmp_path):
+    (tmp_path / "program.py").write_text(
+        "from medprobe import cli\n"
+        "def app():\n"
+        "    try:\n"
+        "        exec('raise KeyboardInterrupt')\n"
+        "    except KeyboardInterrupt:\n"
+        "        raise SystemExit(4)\n"
+        "cli.app = app\n"
+        "cli.main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-m", "program"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (4, "")
+
+
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no masks of signals")
 def test_an_interrupt_that_comes_first_leaves_no_signal_blocked(monkeypatch):
     resource_tracker.ensure_running()
