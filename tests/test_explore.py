@@ -25,13 +25,13 @@ from medprobe.explore.pictures import Pictures
 from medprobe.explore.session import Kept, Session, Stale
 from medprobe.explore.state import State
 from medprobe.predictions import Predictions
+from medprobe.probe.conditions import Conditions
 from medprobe.probe.leaks import some_tested
 from medprobe.probe.operating import operating_point, outcome
 from medprobe.probe.ridge import Moments, indicators
 from medprobe.probe.splits import fold_split
 from medprobe.probe.sums import RowSums
 from medprobe.probe.thresholds import npv, ppv, sensitivity_specificity
-from medprobe.probe.whatif import rows_where
 
 pytest.importorskip("duckdb")
 pytest.importorskip("altair")
@@ -261,7 +261,7 @@ def test_values_are_quoted_in_conditions(tmp_path):
     store = Session([hostile(tmp_path)]).leading(State())
     column = targets(store)[0]
     for value in store.samples[column].unique():
-        mask = rows_where(store.samples, condition(store, column, [value]))
+        mask = Conditions(store.samples).where(condition(store, column, [value]))
         assert mask.tolist() == (store.samples[column] == value).tolist()
     assert joined("a OR b", "c") == "(a OR b) AND c"
     assert all(len(shown) <= 60 for shown in named([*store.samples.columns]).values())

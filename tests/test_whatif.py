@@ -15,9 +15,10 @@ from sklearn.preprocessing import StandardScaler
 
 import medprobe
 from medprobe.errors import DataError, UsageError
+from medprobe.probe.conditions import Conditions
 from medprobe.probe.splits import Part, Split
 from medprobe.probe.task import target_of
-from medprobe.probe.whatif import narrowed, relabelled, rows_where
+from medprobe.probe.whatif import narrowed, relabelled
 
 N = 300
 
@@ -61,19 +62,19 @@ def ask(store: Any, target: str = "grade", **options: Any) -> Any:
     ],
 )
 def test_conditions_are_those_of_pandas(samples: pd.DataFrame, condition: str, expected: Any) -> None:
-    np.testing.assert_array_equal(rows_where(samples, condition), expected(samples).to_numpy())
+    np.testing.assert_array_equal(Conditions(samples).where(condition), expected(samples).to_numpy())
 
 
 def test_conditions_that_cannot_be(samples: pd.DataFrame, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--where wight > 3.*columns: grade, age, site"):
-        rows_where(samples, "wight > 3")
+        Conditions(samples).where("wight > 3")
     with pytest.raises(UsageError, match="--where age >>"):
-        rows_where(samples, "age >>")
+        Conditions(samples).where("age >>")
     with pytest.raises(DataError, match="no sample is left"):
-        rows_where(samples, "age > 200")
+        Conditions(samples).where("age > 200")
     (tmp_path / "secret.csv").write_text("x\n1\n")
     with pytest.raises(UsageError, match=r"--where"):
-        rows_where(samples, f"age > (SELECT max(x) FROM '{tmp_path}/secret.csv')")
+        Conditions(samples).where(f"age > (SELECT max(x) FROM '{tmp_path}/secret.csv')")
 
 
 def test_some_samples_alone_are_a_store_of_those_alone(store: Any, samples: pd.DataFrame, tmp_path: Path) -> None:

@@ -182,8 +182,11 @@ class Page:
                 return
             self._tell(asked(board, point), measures(point))
             if moved and n_resamples == 0:
+                confusion = await threaded(board.confusion, state.threshold)
+                if state is not self.state:
+                    return  # figures follow a slider only as fast as they can be drawn
                 self.figures["roc"].put(OPERATING, [dict(zip("xy", place(point), strict=True))])
-                self._put("confusion", await threaded(lambda: board.confusion(state.threshold)))
+                self._put("confusion", confusion)
             await asyncio.sleep(_REST if moved else 0)
             if state is not self.state:
                 return

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib import import_module
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -166,7 +167,7 @@ class Session:
             store = self.stores[name]
             features = self.features(name, state.view)
             question = ask(store, wish, known=self._columns[name])
-            ids = store.samples["id"].to_numpy()[question.target.rows]
+            ids = self._columns[name].ids[question.target.rows]
             (question,) = with_shots(replace(question, notes=question.notes + features.notes), wish)
             return Asked(features, question, ids)
 
@@ -240,13 +241,18 @@ class Session:
         }
 
     def warm(self, state: State) -> None:
-        """Read the features of a state's stores and sum them, so that the first questions find them."""
+        """Read the features of a state's stores and sum them, so that the first questions find them.
+
+        So it is with what is slow to import.
+        """
         for name in self.chosen(state):
             try:
                 for sums in self._sums_of(name, state.view).values():
                     sums.moments(np.arange(len(sums.X)), np.zeros((len(sums.X), 0)))
             except DataError:
                 continue  # it is said where the question is asked
+        import_module("duckdb")
+        import_module("sklearn.model_selection")
 
 
 def _check(stale: Callable[[], bool] | None) -> None:

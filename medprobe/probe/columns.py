@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
+from medprobe.probe.conditions import Conditions
 from medprobe.probe.leaks import image_codes
 from medprobe.probe.splits import texts
 
@@ -36,10 +37,15 @@ class Columns:
         self._texts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._groups: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """The samples."""
+        return self._store.samples
+
     def texts(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return :func:`~medprobe.probe.splits.texts` of a column."""
         if name not in self._texts:
-            self._texts[name] = texts(self._store.samples[name])
+            self._texts[name] = texts(self.samples[name])
         return self._texts[name]
 
     def groups(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -61,3 +67,19 @@ class Columns:
     def images(self) -> np.ndarray:
         """A code (n,) for each sample's image, equal for equal images."""
         return image_codes(self._store.image_digests())
+
+    @cached_property
+    def doubled(self) -> bool:
+        """Whether an image is there more than once."""
+        return len(np.unique(self.images)) < len(self.images)
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """The name of each sample, (n,)."""
+        ids: np.ndarray = self.samples["id"].to_numpy(dtype=object)
+        return ids
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        """Conditions on the samples."""
+        return Conditions(self.samples)

@@ -12,6 +12,7 @@ import numpy as np
 from medprobe.errors import DataError, UsageError
 from medprobe.probe.bags import AnyRows, Bags
 from medprobe.probe.columns import Columns, Samples
+from medprobe.probe.conditions import Conditions
 from medprobe.probe.controls import APPEARANCE, COLUMNS, SHUFFLED, column_features, describing_columns, shuffled
 from medprobe.probe.features import Features
 from medprobe.probe.leaks import joined, without_shared_images
@@ -135,7 +136,8 @@ def ask(store: Asked, wish: Wish, rows: np.ndarray | None = None, known: Columns
         DataError: The target is unusable, or a group or a picture is on both sides of a split.
 
     """
-    samples = store.samples if rows is None else store.samples.iloc[rows].reset_index(drop=True)
+    known = known or Columns(store)
+    samples = known.samples if rows is None else known.samples.iloc[rows].reset_index(drop=True)
     if not len(samples):
         raise DataError(f"{store.path}: no sample has features")
     columns = [c for c in samples.columns if c != "id"]
@@ -153,11 +155,11 @@ def ask(store: Asked, wish: Wish, rows: np.ndarray | None = None, known: Columns
         store.check("--target", target_columns(store.store.manifest, target))
         for flag, column in named:
             store.check(flag, () if column is None else (column,))
-    asked = wish.what_if.target(samples, target, ordinal=wish.metric == "quadratic_kappa")
+    conditions = known.conditions if rows is None else Conditions(samples)
+    asked = wish.what_if.target(samples, conditions, target, ordinal=wish.metric == "quadratic_kappa")
     for flag, column in named:
         if column is not None and column not in columns:
             raise UsageError(f"{flag} {column}: no such column; there are: {', '.join(columns)}")
-    known = known or Columns(store)
     place = asked.rows if rows is None else rows[asked.rows]
 
     def at(coded: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +168,8 @@ def ask(store: Asked, wish: Wish, rows: np.ndarray | None = None, known: Columns
     groups, names = (None, None) if group_col is None else at(known.groups(group_col))
     codes = known.images[place]
     parts = None if bag is None else at(known.groups(bag))[0]
-    together = joined(groups if parts is None else joined(groups, parts), codes)
+    together = groups if parts is None else joined(groups, parts)
+    together = joined(together, codes) if known.doubled else together
     split_col = wish.split_col or given
     if wish.n_folds is not None:
         split = fold_split(asked.y, together, wish.n_folds, wish.seed)
@@ -180,8 +183,8 @@ def ask(store: Asked, wish: Wish, rows: np.ndarray | None = None, known: Columns
         split = fold_split(asked.y, together, min(DEFAULT_FOLDS, n_groups(together, len(asked.y))), wish.seed)
     if isinstance(store, Bags):  # bags of another column are other samples, not to be ranked with these
         split = replace(split, name=f"{split.name}, by {store.by}")
-    split = wish.what_if.split(split, samples, asked.rows)
-    split, notes = without_shared_images(split, codes, samples["id"].to_numpy()[asked.rows], wish.duplicates)
+    split = wish.what_if.split(split, conditions, asked.rows)
+    split, notes = without_shared_images(split, codes, known.ids[place], wish.duplicates)
     primary = wish.metric or primary_metric(asked.task)
     noise = wish.what_if.label_noise
     return Question(

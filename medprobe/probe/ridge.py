@@ -189,12 +189,15 @@ class RidgePath:
         values: Doubles = rotated @ (self.cross / self._damped(alpha)[:, None]) + self.standardised.target_mean
         return values
 
-    def held_out(self, X: Floats, alphas: Sequence[float], multilabel: bool) -> list[Doubles]:
-        """Return :func:`probabilities` (n, K) of rows for each penalty: one product for all of them."""
+    def held_out(
+        self, X: Floats, alphas: Sequence[float], multilabel: bool, rows: NDArray[Any] | None = None
+    ) -> list[Doubles]:
+        """Return :func:`probabilities` (n, K) of all or some rows for each penalty: one product for all of them."""
         scaled = [self.basis @ (self.cross / self._damped(alpha)[:, None]) for alpha in alphas]
         coef = np.concatenate(scaled, axis=1) / self.standardised.scale[:, None]
         intercept = np.tile(self.standardised.target_mean, len(alphas)) - self.standardised.mean @ coef
-        scores = linear(X, coef.T, intercept).reshape(len(X), len(alphas), -1)
+        found = linear(X, coef.T, intercept, rows)
+        scores = found.reshape(len(found), len(alphas), -1)
         return [probabilities(scores[:, i], multilabel) for i in range(len(alphas))]
 
     def left_out_scores(self, rotated: Doubles, T: Floats, alpha: float) -> Doubles:
@@ -248,7 +251,7 @@ def sweep_ridge(
     for column, known in complete(T):
         used = [train[np.isin(train, known, kind="table")] for train, _ in folds]
         for i, (path, (_, val)) in enumerate(zip(_fold_paths(X, T[:, column], used), folds, strict=True)):
-            for by_fold, proba in zip(found, path.held_out(X[val], alphas, multilabel), strict=True):
+            for by_fold, proba in zip(found, path.held_out(X, alphas, multilabel, val), strict=True):
                 by_fold[i].append(proba)
     return [[np.concatenate(parts, axis=1) for parts in by_fold] for by_fold in found]
 

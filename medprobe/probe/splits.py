@@ -238,13 +238,23 @@ def _from_many_groups(rows: np.ndarray, groups: np.ndarray | None, n: int, rando
 
 
 def check_leaks(sides: dict[str, np.ndarray], groups: np.ndarray, names: np.ndarray | None = None) -> None:
-    """Raise a DataError that names the groups (patients) found on more than one side of a split."""
+    """Raise a DataError that names the groups (patients) found on more than one side of a split.
+
+    Args:
+        sides: Rows of each side.
+        groups: Groups of all rows (n,), or numbers of ``names``.
+        names: What they are called.
+
+    """
+    if names is None:
+        names, groups = np.unique(groups, return_inverse=True)
+    present = {side: np.bincount(groups[rows], minlength=len(names)) > 0 for side, rows in sides.items()}
     order = list(sides)
     for i, first in enumerate(order):
         for second in order[i + 1 :]:
-            shared = np.intersect1d(groups[sides[first]], groups[sides[second]])
+            shared = np.flatnonzero(present[first] & present[second])
             if len(shared):
-                some = [str(g if names is None else names[g]) for g in shared[:5]]
+                some = [str(names[group]) for group in shared[:5]]
                 listed = ", ".join(some) + (", ..." if len(shared) > 5 else "")
                 raise DataError(
                     f"{len(shared)} groups are in both {first} and {second} ({listed}): images of one patient on both sides "

@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from medprobe.probe._passes import worker_threads
+from medprobe.probe._rows import linear
 from medprobe.probe.families import Family, Swept, family
 from medprobe.probe.ridge import ALPHAS, Doubles, Moments, RidgePath, RidgeProbe, complete, indicators
 from medprobe.probe.targets import Floats, Fold
 
-_BLOCK_ROWS = 1024
+_BLOCK_ROWS = 512
 _MOST_TARGETS = 8  # of questions whose sums with the features are kept
 _MOST_BYTES = 2**29
 
@@ -48,15 +49,17 @@ class RowSums:
         self._lock = threading.Lock()
 
     def moments(self, rows: NDArray[Any], T: Doubles) -> Moments:
-        """Return the sums of some rows, each at most once, with their targets (len(rows), K)."""
+        """Return the sums of some rows, each at most once, with their targets (len(rows), K).
+
+        Of fewer rows than features there is nothing worth keeping.
+        """
+        if len(rows) < self.X.shape[1]:
+            return Moments.of(self.X[rows], T)
         with self._lock:
             return self._with_targets(self._over(self._mask(rows)), rows, T)
 
     def path(self, rows: NDArray[Any], T: Doubles) -> RidgePath:
-        """Return the ridge regressions of these rows; their decomposition does not depend on the targets and is kept.
-
-        Of fewer rows than features there is nothing worth keeping.
-        """
+        """Return the ridge regressions of these rows; their decomposition does not depend on the targets and is kept."""
         if len(rows) < self.X.shape[1]:
             return RidgePath.of(self.X[rows], T)
         with self._lock:
@@ -120,7 +123,7 @@ class RowSums:
 
 
 class Gathered:
-    """Some rows of a matrix, which are gathered when they are asked for: a copy of all costs as much as many an answer.
+    """Some rows of a matrix, not copied: a copy of them costs as much as many an answer.
 
     Args:
         X: The matrix, (n, D).
@@ -129,12 +132,24 @@ class Gathered:
     """
 
     def __init__(self, X: Floats, rows: NDArray[Any]) -> None:
-        self._X, self._rows = X, rows
+        self.X, self.rows = X, rows
         self.shape = (len(rows), X.shape[1])
 
-    def __getitem__(self, rows: NDArray[Any]) -> Floats:
-        found: Floats = self._X[self._rows[rows]]
-        return found
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, some: NDArray[Any]) -> Gathered:
+        return Gathered(self.X, self.rows[some])
+
+
+class _GatheredRidge(RidgeProbe):
+    """A ridge probe that scores rows where they are."""
+
+    def decision_scores(self, X: ArrayLike | Gathered) -> Doubles:
+        """Return the regression's values (m, K)."""
+        if not isinstance(X, Gathered):
+            return super().decision_scores(X)
+        return linear(X.X, self.coef_.T, self.intercept_, X.rows)
 
 
 class SummedRidge:
@@ -156,7 +171,8 @@ class SummedRidge:
         for column, known in complete(T):
             for i, (train, val) in enumerate(folds):
                 used = train[np.isin(train, known, kind="table")]
-                held_out = sums.path(of[used], T[used][:, column]).held_out(sums.X[of[val]], ALPHAS, Y.ndim == 2)
+                path = sums.path(of[used], T[used][:, column])
+                held_out = path.held_out(sums.X, ALPHAS, Y.ndim == 2, of[val])
                 for by_fold, proba in zip(found, held_out, strict=True):
                     by_fold[i].append(proba)
         return [
@@ -165,9 +181,9 @@ class SummedRidge:
         ]
 
     def fit(self, view: str, settings: Mapping[str, Any], rows: np.ndarray, y: np.ndarray) -> RidgeProbe:
-        """Return a ridge probe of these rows."""
+        """Return a ridge probe of these rows, for :class:`Gathered` ones."""
         sums, of = self._sums[view], self._rows[rows]
-        return RidgeProbe(**settings).fit_sums(lambda known, T: sums.moments(of[known], T), y, len(of))
+        return _GatheredRidge(**settings).fit_sums(lambda known, T: sums.moments(of[known], T), y, len(of))
 
 
 def summed_ridge(sums: Mapping[str, RowSums], rows: NDArray[Any]) -> Family:

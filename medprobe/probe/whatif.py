@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from medprobe.errors import DataError, UsageError
+from medprobe.probe.conditions import Conditions
 from medprobe.probe.splits import Part, Split
-from medprobe.probe.task import Target, class_name, missing, target_of
+from medprobe.probe.task import Target, class_name, missing, target_columns, target_of
 
-_ROW = "__row"
 _MOST_SUBGROUPS = 10  # numbers of more different values are reported in quarters
 
 
@@ -28,12 +28,18 @@ class WhatIf:
     uncertain: str | None = None
     label_noise: float | None = None
 
-    def target(self, samples: pd.DataFrame, name: str, *, ordinal: bool) -> Target:
-        """Return the target of the samples that take part, with rows counted over all samples."""
-        kept = np.arange(len(samples))
-        if self.where is not None:
-            kept = np.flatnonzero(rows_where(samples, self.where))
-        some = samples.iloc[kept]
+    def target(self, samples: pd.DataFrame, conditions: Conditions, name: str, *, ordinal: bool) -> Target:
+        """Return the target of the samples that take part, with rows counted over all samples.
+
+        Args:
+            samples: A row each.
+            conditions: On the same.
+            name: Of the target.
+            ordinal: Whether its classes are grades.
+
+        """
+        kept = np.arange(len(samples)) if self.where is None else np.flatnonzero(conditions.where(self.where))
+        some = samples[target_columns(samples, name)].iloc[kept]
         if self.relabel:
             if name not in samples.columns:
                 raise UsageError(f"--relabel: {name} is no single column of classes")
@@ -42,49 +48,17 @@ class WhatIf:
         rules = f" ({'; '.join(self.relabel)})" if self.relabel else ""
         return replace(asked, name=asked.name + rules, rows=kept[asked.rows])
 
-    def split(self, split: Split, samples: pd.DataFrame, rows: np.ndarray) -> Split:
+    def split(self, split: Split, conditions: Conditions, rows: np.ndarray) -> Split:
         """Return the split with what is learned from and tested on narrowed, and all conditions in its name."""
         flags = {"where": self.where, "train where": self.train_where, "test where": self.test_where}
         words = "".join(f", {flag} {condition}" for flag, condition in flags.items() if condition is not None)
         if self.label_noise is not None:
             words += f", {self.label_noise:.0%} wrong labels"
         masks = [
-            None if condition is None else rows_where(samples, condition, flag)[rows]
+            None if condition is None else conditions.where(condition, flag)[rows]
             for flag, condition in (("--train-where", self.train_where), ("--test-where", self.test_where))
         ]
         return narrowed(split, masks[0], masks[1], words)
-
-
-def rows_where(samples: pd.DataFrame, condition: str, flag: str = "--where") -> np.ndarray:
-    """Return which samples (n,) an SQL condition over their columns holds for; unknown (NULL) is no.
-
-    DuckDB evaluates it: ``age > 60 AND site IN ('A', 'B')``. It can read no file.
-
-    Raises:
-        UsageError: DuckDB is not installed or does not understand the condition.
-        DataError: No sample is left.
-
-    """
-    try:
-        import duckdb
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{flag} needs duckdb, which is not installed: pip install 'medprobe[whatif]'") from error
-    table = samples.assign(**{_ROW: np.arange(len(samples))})
-    # Missing numbers are NaN in a table, which SQL would call larger than all others.
-    table = table.astype({c: "Float64" for c in table if table[c].dtype.kind == "f"})
-    with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as database:
-        database.register("samples", table)
-        try:
-            found = database.execute(f"SELECT {_ROW} FROM samples WHERE ({condition})").fetchnumpy()[_ROW]
-        except duckdb.Error as error:
-            columns = ", ".join(c for c in samples.columns)
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"{flag} {condition}: {reason} (columns: {columns})") from error
-    if not len(found):
-        raise DataError(f"{flag} {condition}: no sample is left")
-    mask = np.zeros(len(samples), dtype=bool)
-    mask[np.asarray(found, dtype=np.int64)] = True
-    return mask
 
 
 def narrowed(split: Split, train: np.ndarray | None, test: np.ndarray | None, words: str) -> Split:
@@ -143,9 +117,9 @@ def relabelled(column: pd.Series, rules: Sequence[str]) -> pd.Series:
                 raise UsageError(f"--relabel {rule}: no class '{name}'; there are: {', '.join(known)}")
             mapped[name] = new.strip()
     names = np.array([*(mapped.get(word, word) for word in words), ""], dtype=object)
-    renamed = pd.Series(names[codes], index=column.index, name=column.name)
-    numbers = pd.to_numeric(renamed.where(renamed != ""), errors="coerce")
-    return renamed if (numbers.isna() & (renamed != "")).any() else numbers
+    numbers = pd.to_numeric(pd.Series(names).where(names != ""), errors="coerce").to_numpy(dtype="float64")
+    all_numbers = not (np.isnan(numbers) & (names != "")).any()
+    return pd.Series((numbers if all_numbers else names)[codes], index=column.index, name=column.name)
 
 
 def mislabelled(y: np.ndarray, share: float, n_classes: int, seed: int) -> np.ndarray:

@@ -266,10 +266,10 @@ def _forest(data: Any, x: Any, y: Any, kind: dict[str, Any]) -> Any:
     alt = altair()
     base = alt.Chart(data).encode(y=y)
     title = x.to_dict()["title"]
-    return (
-        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q", color=kind["color"])
-        + base.mark_point(filled=True, size=80, opacity=1).encode(x=x, **kind)
-        + base.mark_text(align="left", dx=10, fontSize=11, color="#222222").encode(x=alt.value(_WIDTH), text="text:N")
+    return alt.layer(
+        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q", color=kind["color"]),
+        base.mark_point(filled=True, size=80, opacity=1).encode(x=x, **kind),
+        base.mark_text(align="left", dx=10, fontSize=11, color="#222222").encode(x=alt.XValue(_WIDTH), text="text:N"),
     ).properties(width=_WIDTH, height=alt.Step(_ROW))
 
 

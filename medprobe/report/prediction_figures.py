@@ -403,13 +403,13 @@ def _reliability(found: curves.Reliability, tint: str) -> Any:
     x = alt.X("predicted:Q", scale=whole, title=None)
     y = "Observed frequency"
     ideal = alt.Chart(inline([{"x": 0.0, "y": 0.0}, {"x": 1.0, "y": 1.0}]))
-    curve = (
-        ideal.mark_line(color=GREY, strokeWidth=1, strokeDash=[2, 3]).encode(x="x:Q", y="y:Q")
-        + base.mark_rule(color=tint, strokeWidth=1.5).encode(x=x, y=alt.Y("low:Q", scale=whole, title=y), y2="high:Q")
-        + base.mark_line(color=tint, strokeWidth=1.5).encode(x=x, y=alt.Y("observed:Q", scale=whole, title=y))
-        + base.mark_point(color=tint, filled=True, size=35, opacity=1).encode(
+    curve = alt.layer(
+        ideal.mark_line(color=GREY, strokeWidth=1, strokeDash=[2, 3]).encode(x="x:Q", y="y:Q"),
+        base.mark_rule(color=tint, strokeWidth=1.5).encode(x=x, y=alt.Y("low:Q", scale=whole, title=y), y2="high:Q"),
+        base.mark_line(color=tint, strokeWidth=1.5).encode(x=x, y=alt.Y("observed:Q", scale=whole, title=y)),
+        base.mark_point(color=tint, filled=True, size=35, opacity=1).encode(
             x=x, y=alt.Y("observed:Q", scale=whole, title=y)
-        )
+        ),
     ).properties(width=side, height=side)
     histogram = base.mark_bar(color=tint, opacity=0.6).encode(
         x=alt.X("start:Q", scale=whole, title="Predicted probability"), x2="end:Q",

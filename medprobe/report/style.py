@@ -32,6 +32,24 @@ OF_LINES: dict[str, Any] = {"title": None, "orient": "bottom", "columns": 1, "sy
 """Legend of lines without points."""
 
 
+# One dictionary for the whole chart: Altair's own methods for it copy the chart once each.
+_CONFIG: dict[str, Any] = {
+    "aria": False,
+    "font": "Helvetica, Arial, Liberation Sans, sans-serif",
+    "axis": {
+        "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": "normal", "labelColor": INK, "titleColor": INK,
+        "gridColor": "#E6E6E6", "domainColor": "#888888", "tickColor": "#888888", "labelLimit": 420, "labelFlush": False,
+        "titlePadding": 8,
+    },
+    "legend": {
+        "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal", "labelLimit": 0, "symbolSize": 80,
+        "labelColor": INK, "titleColor": INK, "columnPadding": 16,
+    },
+    "header": {"labelFontSize": 11, "labelColor": INK, "titleColor": INK, "labelLimit": 300},
+    "view": {"stroke": None},
+}  # fmt: skip
+
+
 class Line(NamedTuple):
     """What tells one method from others: readable without colours, too."""
 
@@ -104,20 +122,7 @@ def finished(chart: Any, title: str, subtitle: Sequence[str]) -> Chart:
         short(title, 90), subtitle=list(subtitle), anchor="start", frame="group", fontSize=14, subtitleFontSize=11,
         subtitleColor="#444444", color=INK, offset=12, subtitlePadding=4, limit=0,
     )  # fmt: skip
-    whole: Chart = (
-        chart.properties(title=heading, background="white", padding=10)
-        .configure(aria=False, font="Helvetica, Arial, Liberation Sans, sans-serif")
-        .configure_axis(
-            labelFontSize=11, titleFontSize=12, titleFontWeight="normal", labelColor=INK, titleColor=INK,
-            gridColor="#E6E6E6", domainColor="#888888", tickColor="#888888", labelLimit=420, labelFlush=False, titlePadding=8,
-        )
-        .configure_legend(
-            labelFontSize=11, titleFontSize=11, titleFontWeight="normal", labelLimit=0, symbolSize=80,
-            labelColor=INK, titleColor=INK, columnPadding=16,
-        )
-        .configure_header(labelFontSize=11, labelColor=INK, titleColor=INK, labelLimit=300)
-        .configure_view(stroke=None)
-    )  # fmt: skip
+    whole: Chart = chart.properties(title=heading, background="white", padding=10, config=_CONFIG)
     return whole
 
 
