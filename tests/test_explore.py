@@ -22,7 +22,7 @@ from medprobe.explore.choices import condition, joined, named, targets
 from medprobe.explore.command import command_line, python_code
 from medprobe.explore.images import Images
 from medprobe.explore.pictures import Pictures
-from medprobe.explore.session import Kept, Session, Stale
+from medprobe.explore.session import Kept, Session
 from medprobe.explore.state import State
 from medprobe.predictions import Predictions
 from medprobe.probe.conditions import Conditions
@@ -30,6 +30,7 @@ from medprobe.probe.leaks import some_tested
 from medprobe.probe.operating import operating_point, outcome
 from medprobe.probe.ridge import Moments, indicators
 from medprobe.probe.splits import fold_split
+from medprobe.probe.stopping import Stopped, stopping
 from medprobe.probe.sums import RowSums
 from medprobe.probe.thresholds import npv, ppv, sensitivity_specificity
 
@@ -83,7 +84,7 @@ def test_the_command_prints_what_the_session_answers(session, paths):
     done = CliRunner().invoke(app, [*words[1:], "--json"])
     assert done.exit_code == 0, done.output
     printed = {(r["encoder"], r["probe"], r["metric"]): r for r in json.loads(done.stdout)}
-    *_, last = boards(session, state, lambda: False)
+    *_, last = boards(session, state)
     assert len(last.results) == len(printed) == 28
     for row in last.results:
         other = printed[row.encoder, row.probe, row.metric]
@@ -93,7 +94,7 @@ def test_the_command_prints_what_the_session_answers(session, paths):
 
 def test_python_reproduces_the_operating_point(session, paths):
     state = State(target="sick", probe="ridge", threshold=0.3, prevalence=0.1)
-    *_, last = boards(session, state, lambda: False)
+    *_, last = boards(session, state)
     found: dict[str, object] = {}
     exec(python_code(state, [str(path) for path in paths], (last.focus.encoder, last.shown, last.positive)), found)
     point, own = found["point"], last.at(0.3, 0.1)
@@ -104,8 +105,7 @@ def test_python_reproduces_the_operating_point(session, paths):
 
 def test_values_come_first_and_intervals_after(session):
     seen = [
-        (b.shown, b.sure, bool(np.isfinite(b.focus.ci_low)), b.waiting)
-        for b in boards(session, State(target="sick"), lambda: False)
+        (b.shown, b.sure, bool(np.isfinite(b.focus.ci_low)), b.waiting) for b in boards(session, State(target="sick"))
     ]
     assert seen == [
         ("ridge", False, False, "intervals of ridge, then logreg"),
@@ -116,17 +116,17 @@ def test_values_come_first_and_intervals_after(session):
 
 
 def test_nothing_is_computed_for_a_question_that_is_stale(session):
-    with pytest.raises(Stale):
-        next(boards(session, State(target="sick", seed=9), lambda: True))
+    with pytest.raises(Stopped), stopping(lambda: True):
+        next(boards(session, State(target="sick", seed=9)))
 
 
 def test_figures_that_cannot_be_say_why(session):
-    board = next(boards(session, State(target="sick", probe="ridge"), lambda: False))
+    board = next(boards(session, State(target="sick", probe="ridge")))
     panels = dict(board.panels())
     assert "no subgroups" in panels["subgroup"].missing
     assert json.loads(panels["roc"].spec)["title"]["subtitle"]
     with pytest.raises(UsageError, match="--target nothing"):
-        next(boards(session, State(target="nothing"), lambda: False))
+        next(boards(session, State(target="nothing")))
     with pytest.raises(UsageError, match="store x"):
         session.chosen(State(stores=("x",)))
     with pytest.raises(UsageError, match="at least one"):
@@ -148,7 +148,7 @@ def test_kept_sums_answer_as_ridge_does(tmp_path, labels):
     session, target = Session([path]), ",".join(names)
     for where in ("", "age > 40", "site = 'A'", "age > 42"):  # each next to what is known by then
         state = State(target=target, probe="ridge", where=where, n_folds=3)
-        *_, last = boards(session, state, lambda: False)
+        *_, last = boards(session, state)
         rows = medprobe.probe(path, target, probes=["ridge"], where=where or None, n_folds=3)
         assert [row.settings for row in last.results] == [row.settings for row in rows]
         assert [row.value for row in last.results] == pytest.approx([row.value for row in rows], abs=1e-9)
@@ -190,7 +190,7 @@ def test_volumes_have_a_map_and_the_picture_of_their_middle_slice(tmp_path):
     pictures = Pictures(session, Images())
     state = State(target="label", probe="ridge", n_folds=2, projection="pca", region=(-50, 50, -50, 50))
     (name,) = session.stores
-    *_, board = boards(session, state, lambda: False)
+    *_, board = boards(session, state)
     assert pictures.places(name, state).shape == (40, 2)
     assert "40 samples" in pictures.map(name, state)
     inside = pictures.inside(name, state)

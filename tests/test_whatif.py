@@ -77,6 +77,14 @@ def test_conditions_that_cannot_be(samples: pd.DataFrame, tmp_path: Path) -> Non
         Conditions(samples).where(f"age > (SELECT max(x) FROM '{tmp_path}/secret.csv')")
 
 
+def test_a_condition_cannot_change_what_the_next_is_asked_of(samples: pd.DataFrame) -> None:
+    conditions = Conditions(samples)
+    before = conditions.where("age > 50")
+    with pytest.raises(UsageError, match="more than one condition"):
+        conditions.where("age > 50); CREATE OR REPLACE VIEW samples AS (SELECT 1 AS __row, 60 AS age")
+    np.testing.assert_array_equal(conditions.where("age > 50"), before)
+
+
 def test_some_samples_alone_are_a_store_of_those_alone(store: Any, samples: pd.DataFrame, tmp_path: Path) -> None:
     some = (samples.site != "B").to_numpy()
     alone = make_store(tmp_path / "t.zarr", store.features()[some], samples[some], split="split")

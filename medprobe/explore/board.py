@@ -124,11 +124,10 @@ class Board:
         return prediction_figures.roc(rows, self.single, n_resamples=n_resamples, seed=seed, point=place(point))
 
 
-def boards(session: Session, state: State, stale: Callable[[], bool]) -> Iterator[Board]:
+def boards(session: Session, state: State) -> Iterator[Board]:
     """Yield what is known of a state, each time that more of it is.
 
     Raises:
-        Stale: Nobody waits for it any more.
         UsageError: Something of the state cannot work.
         DataError: The data cannot answer.
 
@@ -138,7 +137,7 @@ def boards(session: Session, state: State, stale: Callable[[], bool]) -> Iterato
         for n_resamples in (0, RESAMPLES):
             found[probe] = Results()
             for name in session.chosen(state):
-                part = session.answer(name, state, probe, n_resamples=n_resamples, stale=stale)
+                part = session.answer(name, state, probe, n_resamples=n_resamples)
                 found[probe] += part
                 found[probe].predictions |= part.predictions
             results = Results(row for each in found.values() for row in each)

@@ -20,8 +20,9 @@ from medprobe.explore.figure import Figure, threaded
 from medprobe.explore.gallery import Gallery
 from medprobe.explore.look import STYLE
 from medprobe.explore.pictures import Pictures
-from medprobe.explore.session import RESAMPLES, Session, Stale
+from medprobe.explore.session import RESAMPLES, Session
 from medprobe.explore.state import State
+from medprobe.probe.stopping import Stopped, may_stop, stopping
 from medprobe.report.prediction_figures import OPERATING
 
 _REST = 0.3  # seconds that a slider has stood still before intervals are worked out
@@ -121,16 +122,16 @@ class Page:
 
         started = time.perf_counter()
         self.busy.set_visibility(True)
-        steps = boards(self.session, self.state, stale)
+        steps = boards(self.session, self.state)
         try:
-            while (board := await threaded(next, steps, None)) is not None:
-                panels = board.panels()
-                while (panel := await threaded(next, panels, None)) is not None:
-                    if stale():
-                        return
-                    self._put(*panel)
-                self._show(board, time.perf_counter() - started)
-        except Stale:
+            with stopping(stale):
+                while (board := await threaded(next, steps, None)) is not None:
+                    panels = board.panels()
+                    while (panel := await threaded(next, panels, None)) is not None:
+                        may_stop()
+                        self._put(*panel)
+                    self._show(board, time.perf_counter() - started)
+        except Stopped:
             return
         except MedprobeError as error:
             if not stale():
@@ -169,27 +170,30 @@ class Page:
 
     async def _measure(self, turn: int, *, moved: bool = False) -> None:
         """Show what comes of the threshold: values at once, intervals after those of the leaderboard."""
-        board, state = self.board, self.state
+        board, threshold, prevalence = self.board, self.state.threshold, self.state.prevalence
         if board is None:
             return
-        for n_resamples in (0, RESAMPLES) if board.sure or moved else (0,):
-            try:
-                point = await threaded(board.at, state.threshold, state.prevalence, n_resamples=n_resamples)
-            except MedprobeError as error:
-                self._tell(str(error), [])
-                return
-            if turn != self.turn or state is not self.state:
-                return
-            self._tell(asked(board, point), measures(point))
-            if moved and n_resamples == 0:
-                confusion = await threaded(board.confusion, state.threshold)
-                if state is not self.state:
-                    return  # figures follow a slider only as fast as they can be drawn
-                self.figures["roc"].put(OPERATING, [dict(zip("xy", place(point), strict=True))])
-                self._put("confusion", confusion)
-            await asyncio.sleep(_REST if moved else 0)
-            if state is not self.state:
-                return
+
+        def stale() -> bool:
+            return turn != self.turn or (self.state.threshold, self.state.prevalence) != (threshold, prevalence)
+
+        try:
+            with stopping(stale):
+                for n_resamples in (0, RESAMPLES) if board.sure or moved else (0,):
+                    point = await threaded(board.at, threshold, prevalence, n_resamples=n_resamples)
+                    may_stop()
+                    self._tell(asked(board, point), measures(point))
+                    if moved and n_resamples == 0:
+                        confusion = await threaded(board.confusion, threshold)
+                        may_stop()  # figures follow a slider only as fast as they can be drawn
+                        self.figures["roc"].put(OPERATING, [dict(zip("xy", place(point), strict=True))])
+                        self._put("confusion", confusion)
+                    await asyncio.sleep(_REST if moved else 0)
+                    may_stop()
+        except Stopped:
+            return
+        except MedprobeError as error:
+            self._tell(str(error), [])
 
     def _tell(self, words: str, found: list[tuple[str, str, str]]) -> None:
         self.point.set_text(words)

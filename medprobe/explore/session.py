@@ -22,6 +22,7 @@ from medprobe.probe.families import Family, family
 from medprobe.probe.features import Features, features_of
 from medprobe.probe.question import Question, ask, with_shots
 from medprobe.probe.run import Trial, answered
+from medprobe.probe.stopping import may_stop
 from medprobe.probe.sums import Gathered, RowSums, summed_ridge
 from medprobe.probe.targets import Floats
 from medprobe.results import Results
@@ -35,10 +36,6 @@ RESAMPLES = 1000
 # Answers and questions that are kept: some hundred bytes a tested image each.
 _KEPT = 64
 _KEPT_FEATURES = 8
-
-
-class Stale(Exception):  # noqa: N818 - no error: nobody waits for the answer any more
-    """Something newer was asked meanwhile."""
 
 
 class OpenStore(FeatureStore):
@@ -180,7 +177,6 @@ class Session:
         probe: str,
         *,
         n_resamples: int = RESAMPLES,
-        stale: Callable[[], bool] | None = None,
     ) -> Results:
         """Return the rows of one probe on one store, and its predictions: those of :func:`medprobe.probe`.
 
@@ -189,49 +185,35 @@ class Session:
             state: What is asked.
             probe: Kind of probe.
             n_resamples: Bootstrap resamples; 0 for values without intervals.
-            stale: Says whether nobody waits for the answer any more; asked between fits.
 
         Raises:
-            Stale: Nobody does.
             UsageError: As for :meth:`asked`, and of the probe.
             DataError: As for :meth:`asked`, and of the probe.
 
         """
+        may_stop()
         key = (name, probe, state.view, state.wish())
         asked = self.asked(name, state)
 
         def predict() -> Answer:
-            kind = self._family(name, state, probe, asked, stale)
+            kind = self._family(name, state, probe, asked)
             rows, features = asked.question.target.rows, asked.features
             gathered = {view: cast(Floats, Gathered(X, rows)) for view, X in features.views.items()}
             given = replace(features, views=gathered) if kind.summed else features.of(rows)
             return answered(Trial(kind, given, asked.question), len(self.stores[name].failures), state.seed)[0]
 
         def report() -> Results:
-            _check(stale)
             answer = self._answers.get(key, predict)
-            _check(stale)
+            may_stop()
             rows, predictions = reported(answer, asked.ids, Reporting(n_resamples, LEVEL, state.seed))
             return Results(rows, {rows[0].trial: predictions})
 
         return self._reported.get((*key, n_resamples), report)
 
-    def _family(self, name: str, state: State, probe: str, asked: Asked, stale: Callable[[], bool] | None) -> Family:
+    def _family(self, name: str, state: State, probe: str, asked: Asked) -> Family:
         if probe == FAST:
             return summed_ridge(self._sums_of(name, state.view), asked.question.target.rows)
-        kind = family(probe)
-        sweep, build = kind.sweep, kind.build
-
-        def checked_sweep(*given: Any) -> Any:
-            _check(stale)
-            assert sweep is not None
-            return sweep(*given)
-
-        def checked_build(*given: Any) -> Any:
-            _check(stale)
-            return build(*given)
-
-        return replace(kind, sweep=checked_sweep, build=checked_build)
+        return family(probe)
 
     def _sums_of(self, name: str, view: str | None) -> dict[str, RowSums]:
         features = self.features(name, view)
@@ -253,11 +235,6 @@ class Session:
                 continue  # it is said where the question is asked
         import_module("duckdb")
         import_module("sklearn.model_selection")
-
-
-def _check(stale: Callable[[], bool] | None) -> None:
-    if stale is not None and stale():
-        raise Stale
 
 
 def _unused(name: str, taken: Any) -> str:

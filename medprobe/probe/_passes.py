@@ -10,18 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from medprobe.probe._curvature import class_moments
 from medprobe.probe.spool import scratch
+from medprobe.probe.stopping import may_stop
 
 Floats = NDArray[np.floating[Any]]
 
@@ -45,28 +43,6 @@ class _Group:
     stop: int
     units: NDArray[np.bool_]
     weighted: bool
-
-
-@contextmanager
-def worker_threads() -> Iterator[ThreadPoolExecutor]:
-    """A pool of as many threads as BLAS may use, with BLAS itself held to one thread while it is open."""
-    controller = _blas()
-    count = max([library["num_threads"] for library in controller.info()], default=1)
-    with controller.limit(limits=1), ThreadPoolExecutor(count) as pool:
-        yield pool
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """BLAS held to one thread: its own wait for each other at every step of a decomposition, for long on a busy machine."""
-    with _blas().limit(limits=1):
-        yield
-
-
-@cache
-def _blas() -> ThreadpoolController:
-    """Return what governs the BLAS of numpy and scipy, both loaded by now: to look for it takes milliseconds."""
-    return ThreadpoolController().select(user_api="blas")
 
 
 class OrderedRows:
@@ -132,6 +108,7 @@ class LossPasses:
 
         Problem a weighs rows as unit `units[a]`.
         """
+        may_stop()
         k, n_problems, D = W.shape
         loss = np.zeros(n_problems)
         G = np.zeros((k, n_problems, D))

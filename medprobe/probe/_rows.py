@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medprobe.probe._passes import worker_threads
+from medprobe.probe._threads import worker_threads
 from medprobe.probe.targets import Floats
 
 _BLOCK_ROWS = 512  # that stay in a core's cache in double precision

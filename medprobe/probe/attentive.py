@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from medprobe.probe._estimator import Probe
 from medprobe.probe._torch import classification_loss, last_epoch, seed_of, torch_for
+from medprobe.probe.stopping import may_stop
 from medprobe.probe.targets import Floats, Fold, encode_targets
 
 _NAME = "the attentive probe"
@@ -241,6 +242,7 @@ def _train(
     for epoch in range(1, max(stops) + 1):
         order = torch.randperm(len(X), generator=generator).numpy()
         for start in range(0, len(X), recipe.batch_size):
+            may_stop()
             batch = np.sort(order[start : start + recipe.batch_size])
             tokens, absent = (torch.from_numpy(part).to(device) for part in _standardised(X[batch], mean, scale))
             scores = (tokens @ queries.T / np.sqrt(width)).masked_fill(absent[:, :, None], -torch.inf)

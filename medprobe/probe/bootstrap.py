@@ -26,6 +26,7 @@ from scipy import stats
 
 from medprobe.errors import DataError, UsageError
 from medprobe.probe.metrics import Scorer
+from medprobe.probe.stopping import may_stop
 
 Floats = NDArray[np.float64]
 
@@ -304,6 +305,7 @@ def resamples(codes: NDArray[Any], n_groups: int, n_resamples: int, seed: int) -
     rng = np.random.default_rng(seed)
     step = max(_MIN_STEP, _BLOCK // len(codes))
     for start in range(0, n_resamples, step):
+        may_stop()
         yield _draw(codes, np.zeros(n_groups, dtype=np.int64), min(step, n_resamples - start), rng)
 
 

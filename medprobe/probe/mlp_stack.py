@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
 from medprobe.probe._torch import torch_for
+from medprobe.probe.stopping import may_stop
 from medprobe.probe.targets import Floats
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def train(
             for epoch in range(1, max_epochs + 1):
                 shuffled = torch.randperm(len(data.X), generator=order).to(device)
                 for start in range(0, len(shuffled), batch_size):
+                    may_stop()
                     stack.step(data, shuffled[start : start + batch_size], noise)
                 if held_out is not None:
                     stack.keep_best(epoch, stack.losses(held_out), patience)

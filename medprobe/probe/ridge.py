@@ -18,8 +18,8 @@ from scipy.special import expit, softmax
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from medprobe.probe._estimator import Probe
-from medprobe.probe._passes import one_thread, worker_threads
 from medprobe.probe._rows import linear
+from medprobe.probe._threads import one_thread, worker_threads
 from medprobe.probe.targets import Floats, Fold, encode_targets
 
 Doubles = NDArray[np.float64]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medprobe.errors import UsageError
+from medprobe.probe.stopping import may_stop
 from medprobe.probe.targets import Codes, Floats
 
 Metric = Literal["cosine", "euclidean"]
@@ -90,6 +91,7 @@ def neighbours(
 
     pending, width = np.arange(len(X_query)), min(k + spare, len(X_index))
     while len(pending):
+        may_stop()
         pending = np.concatenate(pairs.in_blocks(fill, pending, width))
         width = min(4 * width, len(X_index))
     if metric == "euclidean":

@@ -14,6 +14,7 @@ from medprobe.probe.families import Family
 from medprobe.probe.metrics import METRICS, Scorer
 from medprobe.probe.question import Question
 from medprobe.probe.splits import Part, inner_folds
+from medprobe.probe.stopping import may_stop
 from medprobe.probe.targets import Floats, Fold
 
 _FOLDS_FOR_ERROR = 3
@@ -60,6 +61,7 @@ def fit_part(
         DataError: The part has one class, or one group, only.
 
     """
+    may_stop()
     y, rows, n = question.taught, part.fitted, len(part.train)
     if y.ndim == 1 and len(np.unique(y[rows])) < 2:
         raise DataError(f"--target {question.target.name}: a training part has one class only; use fewer folds")

@@ -20,7 +20,8 @@ from scipy.linalg import helmert
 from medprobe.probe._continuation import Path, batches
 from medprobe.probe._curvature import CurvatureModel
 from medprobe.probe._lbfgs import minimise
-from medprobe.probe._passes import Floats, LossPasses, OrderedRows, centre_and_scale, worker_threads
+from medprobe.probe._passes import Floats, LossPasses, OrderedRows, centre_and_scale
+from medprobe.probe._threads import worker_threads
 
 # L-BFGS keeps some 30 float64 arrays of a batch's coefficients: this many of them make 0.5 GB.
 _BATCH_COEFFICIENTS = 2**21

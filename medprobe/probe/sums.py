@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medprobe.probe._passes import worker_threads
 from medprobe.probe._rows import linear
+from medprobe.probe._threads import worker_threads
 from medprobe.probe.families import Family, Swept, family
 from medprobe.probe.ridge import ALPHAS, Doubles, Moments, RidgePath, RidgeProbe, complete, indicators
+from medprobe.probe.stopping import may_stop
 from medprobe.probe.targets import Floats, Fold
 
 _BLOCK_ROWS = 512
@@ -170,6 +171,7 @@ class SummedRidge:
         found: list[list[list[Doubles]]] = [[[] for _ in folds] for _ in ALPHAS]
         for column, known in complete(T):
             for i, (train, val) in enumerate(folds):
+                may_stop()
                 used = train[np.isin(train, known, kind="table")]
                 path = sums.path(of[used], T[used][:, column])
                 held_out = path.held_out(sums.X, ALPHAS, Y.ndim == 2, of[val])
@@ -187,5 +189,5 @@ class SummedRidge:
 
 
 def summed_ridge(sums: Mapping[str, RowSums], rows: NDArray[Any]) -> Family:
-    """Return the family ``ridge`` for a question about these rows of a store, answered from sums that are kept."""
+    """Return the family ``ridge`` for a question about some rows of a store: see :class:`SummedRidge`."""
     return replace(family("ridge"), summed=SummedRidge(sums, rows))

@@ -12,6 +12,7 @@ from scipy import stats
 
 from medprobe.predictions import Predictions
 from medprobe.probe.bootstrap import group_weights
+from medprobe.probe.stopping import may_stop
 
 Floats = NDArray[np.float64]
 
@@ -175,6 +176,7 @@ def _band(
     size = max(1, _BLOCK // len(truth))
     curves: list[Floats] = []
     for start in range(0, n_resamples, size):
+        may_stop()
         weights = group_weights(groups, len(truth), min(size, n_resamples - start), rng)[:, order]
         true_positives = np.cumsum(weights * positive, axis=1)[:, steps]
         false_positives = np.cumsum(weights * (1 - positive), axis=1)[:, steps]
