@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import medprobe
 from medprobe.cli import app
 from medprobe.errors import DataError, UsageError
-from medprobe.explore.board import boards
+from medprobe.explore.board import boards, measures
 from medprobe.explore.choices import condition, joined, named, targets
 from medprobe.explore.command import command_line, python_code
 from medprobe.explore.images import Images
@@ -33,6 +33,7 @@ from medprobe.probe.splits import fold_split
 from medprobe.probe.stopping import Stopped, stopping
 from medprobe.probe.sums import RowSums
 from medprobe.probe.thresholds import npv, ppv, sensitivity_specificity
+from medprobe.report.words import number
 
 pytest.importorskip("duckdb")
 pytest.importorskip("altair")
@@ -113,6 +114,21 @@ def test_values_come_first_and_intervals_after(session):
         ("logreg", False, False, "intervals of logreg"),
         ("logreg", True, True, ""),
     ]
+
+
+def test_intervals_that_are_still_to_come_are_not_called_undefined(session):
+    first, sure = (
+        board for board, _ in zip(boards(session, State(target="sick", probe="ridge")), range(2), strict=False)
+    )
+    shown = json.loads(dict(first.panels())["leaderboard"].spec)
+    (records,) = shown["datasets"].values()
+    texts = [record["text"] for record in records]
+    assert texts == [number(row.value) for row in first.rows if row.primary]
+    assert "those of ridge are to come" in shown["title"]["subtitle"][1]
+    assert {ends for _, _, ends in measures(first.at(0.5, None, n_resamples=0))} == {"…"}
+    (records,) = json.loads(dict(sure.panels())["leaderboard"].spec)["datasets"].values()
+    assert all(" to " in record["text"] for record in records)
+    assert all(" to " in ends for _, _, ends in measures(sure.at(0.5, None)))
 
 
 def test_nothing_is_computed_for_a_question_that_is_stale(session):

@@ -185,7 +185,7 @@ def test_a_link_restores_the_view_and_python_its_operating_point(tab):
     tab.page.wait_for_function(
         "location.search.includes('threshold=0.3') && location.search.includes('prevalence=0.05')"
     )
-    tab.page.wait_for_function("!document.querySelector('[data-testid=measures]').innerText.includes('not defined')")
+    tab.page.wait_for_function("!document.querySelector('[data-testid=measures]').innerText.includes('…')")
     moved = tab.text("measures")
     assert tab.turn == turn, "a threshold asks nothing anew"
     assert moved != at_half

@@ -97,7 +97,7 @@ class Board:
     def panels(self) -> Iterator[tuple[str, Panel]]:
         """Yield every figure with its name, the leaderboard first; bands only once there are intervals."""
         few = RESAMPLES if self.sure else 0
-        yield "leaderboard", _panel(lambda: figures.leaderboard(self.results))
+        yield "leaderboard", _panel(lambda: figures.leaderboard(self.results, unsure="" if self.sure else self.shown))
         yield "confusion", self.confusion(self.state.threshold)
         yield "subgroup", _panel(lambda: figures.subgroup(self.rows))
         yield "calibration", _panel(lambda: prediction_figures.calibration(self.rows, self.single))
@@ -148,10 +148,12 @@ def boards(session: Session, state: State) -> Iterator[Board]:
 
 
 def measures(point: OperatingPoint) -> list[tuple[str, str, str]]:
-    """Return name, value and interval of what comes of a threshold."""
+    """Return name, value and interval (an ellipsis where it is still to come) of what comes of a threshold."""
     names = dict(zip(MEASURES, ("Sensitivity", "Specificity", "PPV", "NPV"), strict=True))
     found = [(names[name], getattr(point, name)) for name in MEASURES]
-    return [(name, number(each.value), interval(each.low, each.high)) for name, each in found]
+    return [
+        (name, number(each.value), interval(each.low, each.high) if each.n_resamples else "…") for name, each in found
+    ]
 
 
 def asked(board: Board, point: OperatingPoint) -> str:

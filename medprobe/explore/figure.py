@@ -30,10 +30,10 @@ class Figure(ui.element, component="vega.js"):
         if on_region is not None:
             self.on("region", lambda event: on_region(region(event.args)))
 
-    def show(self, spec: str) -> None:
-        """Draw a specification in JSON."""
-        if self.props.get("spec") != spec:
-            self.props["spec"] = spec
+    def show(self, spec: str, question: int = 0) -> None:
+        """Draw a specification in JSON, the answer to the question of that number."""
+        if (self.props.get("spec"), self.props.get("question")) != (spec, question):
+            self.props["spec"], self.props["question"] = spec, question
             self.update()
 
     def put(self, name: str, values: Sequence[Mapping[str, float]]) -> None:

@@ -161,7 +161,7 @@ class Page:
         self.figures[name].set_visibility(bool(panel.spec))
         self.missing[name].set_text(panel.missing)
         if panel.spec:
-            self.figures[name].show(panel.spec)
+            self.figures[name].show(panel.spec, self.turn)
 
     def turn_threshold(self, **changes: Any) -> None:
         """Take another threshold or prevalence, of predictions that are there."""

@@ -13,27 +13,25 @@ function vegaLibrary() {
 
 export default {
   template: "<div></div>",
-  props: { spec: String, selection: String },
+  props: { spec: String, selection: String, question: Number },
   mounted() {
     this.turn = 0;
+    this.$watch(() => [this.spec, this.question], this.draw);
     this.draw();
   },
   unmounted() {
     this.turn += 1;
     this.drawn?.finalize();
   },
-  watch: {
-    spec() {
-      this.draw();
-    },
-  },
   methods: {
     async draw() {
       const turn = ++this.turn;
       await vegaLibrary();
       if (turn !== this.turn || !this.spec) return;
+      if (this.spec === this.shown) return this.told();
       const canvas = document.createElement("div");
-      const drawn = await window.vegaEmbed(canvas, JSON.parse(this.spec), {
+      const spec = this.spec;
+      const drawn = await window.vegaEmbed(canvas, JSON.parse(spec), {
         actions: false,
         renderer: "svg",
         tooltip: false,
@@ -41,10 +39,14 @@ export default {
       });
       if (turn !== this.turn) return drawn.finalize();
       this.drawn?.finalize();
-      this.drawn = drawn;
+      [this.drawn, this.shown] = [drawn, spec];
       this.$el.replaceChildren(canvas);
       if (this.selection) this.follow(drawn.view);
       this.$el.dataset.drawn = String(turn);
+      this.told();
+    },
+    told() {
+      this.$el.dataset.question = String(this.question);
     },
     follow(view) {
       let timer = null;

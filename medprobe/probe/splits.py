@@ -14,6 +14,7 @@ from medprobe.manifest import SPLIT_NAMES
 
 # A hold-out is put together from folds this fine.
 _FINE_FOLDS = 20
+_HEAD = 16  # times as many rows as are drawn, among which so many groups are looked for first
 INNER_FOLDS = 5
 
 
@@ -233,6 +234,10 @@ def _from_many_groups(rows: np.ndarray, groups: np.ndarray | None, n: int, rando
     rows = random.permutation(rows)
     if groups is None:
         return rows[:n]
+    head = rows[: _HEAD * n]
+    first = np.sort(np.unique(groups[head], return_index=True)[1])
+    if len(first) >= n:  # one of each group is enough, as it is of few from many
+        return head[first[:n]]
     turn = pd.Series(groups[rows]).groupby(groups[rows]).cumcount().to_numpy()
     return rows[np.argsort(turn, kind="stable")][:n]
 

@@ -41,11 +41,12 @@ _WIDTH = 400
 _MOST_METHODS = 6  # in one plot of lines
 
 
-def leaderboard(rows: Sequence[Row]) -> alt.Chart:
+def leaderboard(rows: Sequence[Row], *, unsure: str = "") -> alt.Chart:
     """Return the rows of one question with their intervals, the best on top, and controls apart in grey.
 
     Args:
         rows: Of one question; those of other metrics and of subgroups do not count.
+        unsure: Probe whose intervals are still to come.
 
     Raises:
         UsageError: There is no row with a value.
@@ -58,7 +59,7 @@ def leaderboard(rows: Sequence[Row]) -> alt.Chart:
         {
             "method": name, "value": row.value, "low": row.ci_low, "high": row.ci_high,
             "kind": "control or baseline" if row.is_control else "encoder",
-            "text": f"{number(row.value)} ({interval(row.ci_low, row.ci_high)})",
+            "text": number(row.value) + ("" if row.probe == unsure else f" ({interval(row.ci_low, row.ci_high)})"),
         }
         for name, row in zip(names, table, strict=True)
     ]  # fmt: skip
@@ -67,7 +68,8 @@ def leaderboard(rows: Sequence[Row]) -> alt.Chart:
     chart = _forest(inline(records), alt.X("value:Q", scale=alt.Scale(zero=False), title=_axis(table[0])), y, kind)
     level = f"{table[0].ci_level:.0%}"
     unit = group_word(table[0].group) if table[0].group else "images"
-    subtitle = [people(table), f"{level} intervals, {unit} resampled"]
+    to_come = f"; those of {unsure} are to come" if unsure else ""
+    subtitle = [people(table), f"{level} intervals, {unit} resampled{to_come}"]
     return finished(chart, question_title(table[0].question), subtitle)
 
 
