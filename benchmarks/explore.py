@@ -46,15 +46,14 @@ def settled(page: Page, what: str, after: int) -> None:
 
 # Waits in the page for what is shown after the control was turned: the figure of a question later than that number, or
 # new text.
-_CLOCK = """([what, after]) => {
-  const panel = document.querySelector(`[data-testid=${what}]`), shown = panel.querySelector('.figure') ?? panel;
-  const was = shown.innerText, start = performance.now();
-  const there = () => shown === panel ? shown.innerText !== was && shown.innerText : shown.dataset.question > after;
+_CLOCK = """([where, after]) => {
+  const shown = document.querySelector(where), was = shown.innerText, start = performance.now();
+  const there = () => after === null ? shown.innerText !== was : shown.dataset.question > after;
   window.drawnAfter = new Promise(done => new MutationObserver((_, me) => {
     if (!there()) return;
     me.disconnect();
     requestAnimationFrame(() => done((performance.now() - start) / 1000));
-  }).observe(shown, {attributes: true, attributeFilter: ['data-question'], childList: true, subtree: true}));
+  }).observe(shown, {attributes: true, attributeFilter: ['data-question'], characterData: true, childList: true, subtree: true}));
 }"""
 
 
@@ -127,7 +126,8 @@ def measure(page: Page, address: str, *, patient: bool) -> tuple[dict[str, float
         control.reach()
         asked += control.asks
         page.wait_for_timeout(_REST)
-        page.evaluate(_CLOCK, ["leaderboard" if control.fits else "measures", asked])
+        figure, point = "[data-testid=leaderboard] .figure", "[data-testid=confusion] .said"
+        page.evaluate(_CLOCK, [figure, asked] if control.fits else [point, None])
         began = time.perf_counter()
         control.turn()
         shown[control.name] = float(page.evaluate("window.drawnAfter"))
