@@ -85,11 +85,11 @@ def main() -> None:
             shown, exact = measure(page, address, patient=True)
         with opened(path) as (page, address):
             busy, _ = measure(page, address, patient=False)
-    print(f"{'seconds to the screen':<28} {'first answer':>12} {'while busy':>12} {'exact probe':>12}")
+    print(f"{'seconds to the screen':<30} {'first answer':>12} {'while busy':>12} {'exact probe':>12}")
     for name in shown:
-        print(f"{name:<28} {shown[name]:12.2f} {busy[name]:12.2f} {exact.get(name, np.nan):12.2f}")
+        print(f"{name:<30} {shown[name]:12.2f} {busy[name]:12.2f} {exact.get(name, np.nan):12.2f}")
     p50 = [float(np.median(list(found.values()))) for found in (shown, busy, exact)]
-    print(f"{'p50':<28} {p50[0]:12.2f} {p50[1]:12.2f} {p50[2]:12.2f}")
+    print(f"{'p50':<30} {p50[0]:12.2f} {p50[1]:12.2f} {p50[2]:12.2f}")
     print(f"first answer over the target of {TARGET:g} s: {p50[0] / TARGET:.2f}, while busy {p50[1] / TARGET:.2f}")
 
 

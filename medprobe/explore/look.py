@@ -1,6 +1,9 @@
 """How the page looks: quiet, dense, legible at 1280 x 800."""
 
 STYLE = """
+/* Without a graphics card the processor draws each frame of an animation, in the time of an answer. */
+*, *::before, *::after { transition: none !important; animation: none !important; }
+.q-ripple { display: none; }
 :root { --ink: #1c1c1e; --soft: #f5f6f8; --line: #dcdfe4; --mark: #0072b2; --bad: #a33b00; }
 body { color: var(--ink); background: #fff; font: 13px/1.4 system-ui, "Helvetica Neue", Arial, sans-serif; }
 .nicegui-content { padding: 0; gap: 0; align-items: stretch; width: 100%; max-width: none; }
