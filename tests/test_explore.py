@@ -125,6 +125,7 @@ def test_intervals_that_are_still_to_come_are_not_called_undefined(session):
     texts = [record["text"] for record in records]
     assert texts == [number(row.value) for row in first.rows if row.primary]
     assert "those of ridge are to come" in shown["title"]["subtitle"][1]
+    assert "not defined" not in "".join(panel.spec for _, panel in first.panels())
     assert {ends for _, _, ends in measures(first.at(0.5, None, n_resamples=0))} == {"…"}
     (records,) = json.loads(dict(sure.panels())["leaderboard"].spec)["datasets"].values()
     assert all(" to " in record["text"] for record in records)

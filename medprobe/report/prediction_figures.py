@@ -80,7 +80,7 @@ def roc(
     diagonal = alt.Chart(inline([{"x": 0.0, "y": 0.0}, {"x": 1.0, "y": 1.0}]))
     guess = diagonal.mark_line(color=GREY, strokeWidth=1, strokeDash=[2, 3]).encode(x="x:Q", y="y:Q")
     titles = ("False-positive rate (1 − specificity)", "True-positive rate (sensitivity)")
-    named = _named(rows, outcomes, "auroc", predictions)
+    named = _named(rows, outcomes, "auroc", predictions, n_resamples)
     chart = guess + _lines(named, outcomes, made, titles, "linear")
     if point is not None:
         place = alt.InlineData(values=[{"x": point[0], "y": point[1]}], name=OPERATING)
@@ -101,7 +101,7 @@ def precision_recall(
     table, outcomes = _compared(rows, predictions)
     made = _made(curves.precision_recall, outcomes, n_resamples, seed)
     alt = altair()
-    named = _named(rows, outcomes, "average_precision", predictions)
+    named = _named(rows, outcomes, "average_precision", predictions, n_resamples)
     prevalence = [{"y": float(np.mean(o.truth)), "method": name} for name, o in zip(named, outcomes, strict=True)]
     if predictions[table[0].trial].task == "binary":
         prevalence = prevalence[:1]
@@ -256,9 +256,13 @@ def _confidence(name: str, row: Row, held: Predictions) -> _Outcome:
 
 
 def _named(
-    rows: Sequence[Row], outcomes: Sequence[_Outcome], metric: str, predictions: Mapping[str, Predictions]
+    rows: Sequence[Row],
+    outcomes: Sequence[_Outcome],
+    metric: str,
+    predictions: Mapping[str, Predictions],
+    n_resamples: int,
 ) -> list[str]:
-    """Return the names of curves, with the metric of the row where there is one for each."""
+    """Return the names of curves, with the metric of the row (and its interval, if bands are drawn) where each has one."""
     values = {row.trial: row for row in rows if row.metric == metric and not row.subgroup}
     found = []
     for outcome in outcomes:
@@ -267,7 +271,8 @@ def _named(
             positive = int(outcome.truth.sum())
             found.append(f"{outcome.name} ({positive:,} of {len(outcome.truth):,} images)")
         else:
-            found.append(f"{outcome.name}: {number(row.value)} ({interval(row.ci_low, row.ci_high)})")
+            ends = f" ({interval(row.ci_low, row.ci_high)})" if n_resamples else ""
+            found.append(f"{outcome.name}: {number(row.value)}{ends}")
     return unlike(found)
 
 
