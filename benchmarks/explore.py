@@ -53,7 +53,7 @@ _CLOCK = """([where, after]) => {
     if (!there()) return;
     me.disconnect();
     requestAnimationFrame(() => done((performance.now() - start) / 1000));
-  }).observe(shown, {attributes: true, attributeFilter: ['data-question'], characterData: true, childList: true, subtree: true}));
+  }).observe(shown, {attributes: true, characterData: true, childList: true, subtree: true}));
 }"""
 
 
