@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
+import pandas as pd
 
 import medprobe
 from medprobe.results import Row
@@ -45,14 +45,16 @@ def test_blood_cells(shared_data, tmp_path):
     assert row.n_groups < row.n_images
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_paediatric_chest_x_rays(shared_data, tmp_path):
-    data = shared_data / "chestxray_kermany224" / "manifest.csv"
-    found = embed_and_probe(data, tmp_path, [LITE0], "label", "patient", probes=["logreg"])
+    """A third of the patients: all of them take five minutes."""
+    folder = shared_data / "chestxray_kermany224"
+    table = pd.read_csv(folder / "manifest.csv")
+    table = table[pd.factorize(table["patient"])[0] % 3 == 0]
+    table.assign(path=[folder / path for path in table["path"]]).to_csv(tmp_path / "manifest.csv", index=False)
+    found = embed_and_probe(tmp_path / "manifest.csv", tmp_path, [LITE0], "label", "patient", probes=["logreg"])
     row = found[LITE0, "logreg"]
-    assert (row.metric, row.n_images + row.n_train) == ("auroc", 5840)
-    assert row.value >= 0.95
+    assert (row.metric, row.n_images + row.n_train) == ("auroc", len(table))
+    assert row.value >= 0.9
     assert has_interval(row)
     assert 100 < row.n_groups < row.n_images
 
