@@ -65,6 +65,11 @@ def test_conditions_are_those_of_pandas(samples: pd.DataFrame, condition: str, e
     np.testing.assert_array_equal(Conditions(samples).where(condition), expected(samples).to_numpy())
 
 
+def test_a_label_that_is_named_twice_is_one(samples: pd.DataFrame) -> None:
+    twice, once = target_of(samples, "site,site"), target_of(samples, "site")
+    assert (twice.task, twice.columns, twice.classes) == (once.task, once.columns, once.classes)
+
+
 def test_conditions_that_cannot_be(samples: pd.DataFrame, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--where wight > 3.*columns: grade, age, site"):
         Conditions(samples).where("wight > 3")

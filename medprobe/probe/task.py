@@ -110,7 +110,7 @@ def target_columns(samples: pd.DataFrame, name: str) -> list[str]:
     if name in known:
         return [name]
     if "," in name:
-        found = [part.strip() for part in name.split(",") if part.strip()]
+        found = list(dict.fromkeys(part.strip() for part in name.split(",") if part.strip()))
         absent = [c for c in found if c not in known]
         if absent:
             raise UsageError(f"--target {absent[0]}: no such column; there are: {', '.join(known)}")
