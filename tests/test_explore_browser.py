@@ -274,6 +274,25 @@ def test_a_fault_of_the_program_is_said_on_the_page(browser, tmp_path):
         page.close()
 
 
+def test_a_threshold_that_is_turned_before_the_exact_probe_has_arrived_stays(browser, tmp_path):
+    slow = (
+        "import time; from medprobe.explore.session import Session; answer = Session.answer; Session.answer = "
+        "lambda self, name, state, probe, **k: (time.sleep(5 * (probe == 'logreg')), answer(self, name, state, probe, **k))[1]"
+    )
+    with served(*stores(tmp_path, samples())[:1], first=slow) as (address, _):
+        tab = Tab(browser.new_page(), address)
+        tab.page.goto(f"{address}?{State(target='sick').to_query()}")
+        tab.page.wait_for_function("document.querySelector('[data-testid=status]')?.dataset.probe === 'ridge'")
+        tab.slide("threshold-slider", 0.45)
+        assert "logreg to come" in tab.text("status")
+        tab.settled()
+        shown = "document.querySelector('[data-testid=confusion] .figure').textContent"
+        tab.page.wait_for_function(f"{shown}.includes('logreg')")
+        assert "from 0.45 on" in str(tab.page.evaluate(shown))
+        assert "from 0.45 on" in tab.text("confusion")
+        tab.page.close()
+
+
 def test_ctrl_c_ends_it_with_a_sentence(server, tab):
     """The last test of this server."""
     tab.open(BOTH)

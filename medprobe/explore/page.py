@@ -125,7 +125,8 @@ class Page:
         steps = boards(self.session, self.state)
         try:
             with stopping(stale):
-                while (board := await threaded(next, steps, None)) is not None:
+                while (found := await threaded(next, steps, None)) is not None:
+                    board = replace(found, state=self.state)  # what is looked at may have moved since it was asked
                     panels = board.panels()
                     while (panel := await threaded(next, panels, None)) is not None:
                         may_stop()
@@ -155,13 +156,19 @@ class Page:
         self.status.props(" ".join(f"data-{name}={value}" for name, value in found.items()))
         self.said.set_text(said(board))
         self.gallery.answered()
-        background_tasks.create(self._measure(self.turn))
+        moved = self._operating != (board.state.threshold, board.state.prevalence)  # while the figures were made
+        background_tasks.create(self._measure(self.turn, moved=moved))
 
     def _put(self, name: str, panel: Panel) -> None:
         self.figures[name].set_visibility(bool(panel.spec))
         self.missing[name].set_text(panel.missing)
         if panel.spec:
             self.figures[name].show(panel.spec, self.turn)
+
+    @property
+    def _operating(self) -> tuple[float, float | None]:
+        """Threshold and prevalence that are looked at."""
+        return self.state.threshold, self.state.prevalence
 
     def turn_threshold(self, **changes: Any) -> None:
         """Take another threshold or prevalence, of predictions that are there."""
@@ -170,12 +177,13 @@ class Page:
 
     async def _measure(self, turn: int, *, moved: bool = False) -> None:
         """Show what comes of the threshold: values at once, intervals after those of the leaderboard."""
-        board, threshold, prevalence = self.board, self.state.threshold, self.state.prevalence
+        board, operating = self.board, self._operating
         if board is None:
             return
+        threshold, prevalence = operating
 
         def stale() -> bool:
-            return turn != self.turn or (self.state.threshold, self.state.prevalence) != (threshold, prevalence)
+            return turn != self.turn or board is not self.board or self._operating != operating
 
         try:
             with stopping(stale):
