@@ -1,6 +1,6 @@
 """The explorer on 100,000 x 768: seconds from a control's change to the changed figure on the screen.
 
-python benchmarks/explore.py            100,000 x 768, ten columns
+python benchmarks/explore.py            100,000 x 768, eleven columns
 python benchmarks/explore.py --quick    5,000 x 64
 
 Headless Chromium turns each control in turn; the clock runs in the page, from the event to the drawn figure. It does so
