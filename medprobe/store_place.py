@@ -36,7 +36,7 @@ def put_in_place(draft: Path, store: Path, obsolete: Iterable[Path] = ()) -> Non
 
     Of several processes one does it; a draft that is no longer there is in place.
     """
-    with _alone(store.parent):
+    with alone(store.parent):
         _settle(store)
         if not draft.exists():
             return
@@ -49,7 +49,7 @@ def put_in_place(draft: Path, store: Path, obsolete: Iterable[Path] = ()) -> Non
 def settle(store: Place) -> None:
     """Put a store back, or sweep it away, that a killed :func:`put_in_place` has left under its other name."""
     if isinstance(store, Path) and set_aside(store).exists():
-        with _alone(store.parent):
+        with alone(store.parent):
             _settle(store)
 
 
@@ -62,8 +62,8 @@ def _settle(store: Path) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder's renames, where its file system has locks; a killed process leaves none."""
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from putting drafts in place in a folder whose file system has locks; a kill leaves none."""
     try:
         import fcntl
     except ModuleNotFoundError:  # Windows

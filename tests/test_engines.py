@@ -83,6 +83,17 @@ def test_two_workers_make_the_same_store_though_one_dies(images, tmp_path, engin
 
 
 @pytest.mark.parametrize("engine", ENGINES, indirect=True)
+def test_two_workers_extend_a_store_though_one_dies(images, tmp_path, engine):
+    (tmp_path / "deaths").mkdir()
+    embed(images, tmp_path / "out", limit=N // 2)
+    encoder = Deadly(tmp_path / "deaths", times=1)
+    report = embed(images, tmp_path / "out", encoder, device="cpu,cpu", engine=engine, extend=True)
+    assert len(list((tmp_path / "deaths").iterdir())) == 1
+    assert (report.embedded, report.missing, report.failures) == (N - N // 2, 0, 1)
+    assert contents(report.path) == contents(embed(images, tmp_path / "whole").path)
+
+
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
 def test_errors_of_a_worker_are_the_callers(images, tmp_path, engine):
     with pytest.raises(DataError, match="more than the 0 that --max-failures allows: 1 not an image"):
         embed(images, tmp_path, device="cpu,cpu", engine=engine, max_failures=0)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import medprobe
 from medprobe.cli import app
+from medprobe.embed import job
 from medprobe.errors import DataError, UsageError
 from medprobe.manifest import read_manifest
 from medprobe.store import FeatureStore, open_store
@@ -137,6 +138,26 @@ def test_ranks_extend_together_and_the_last_puts_it_in_place(images, tmp_path):
     assert contents(first.path) == before
     (report,) = embed(images, tmp_path / "out", extend=True, rank=0, world_size=2)
     assert (report.missing, report.path) == (0, first.path)
+    assert contents(first.path) == contents(fresh(images, tmp_path / "fresh").path)
+
+
+def test_a_rank_that_comes_when_the_longer_store_is_in_place_does_not_begin_another(images, tmp_path, monkeypatch):
+    (first,) = embed(images, tmp_path / "out")
+    draw(images, range(OLD, OLD + NEW))
+    check, others = job._check_same, []
+
+    def others_are_first(*arguments):
+        check(*arguments)
+        if not others:  # this rank has seen the short store
+            others.append(None)
+            embed(images, tmp_path / "out", extend=True)
+
+    monkeypatch.setattr(job, "_check_same", others_are_first)
+    counted = encoder()
+    (report,) = embed(images, tmp_path / "out", counted, extend=True, rank=1, world_size=2)
+    assert (report.embedded, report.missing, report.path) == (0, 0, first.path)
+    assert counted.batch_sizes == []
+    assert drafts_of(first.path) == []
     assert contents(first.path) == contents(fresh(images, tmp_path / "fresh").path)
 
 

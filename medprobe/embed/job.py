@@ -23,6 +23,7 @@ from medprobe.manifest import Manifest
 from medprobe.storage import Place
 from medprobe.store import FeatureStore
 from medprobe.store_extension import bases_of, begins, draft_path, drafts_of, extended_path
+from medprobe.store_place import alone
 from medprobe.store_records import Plan
 from medprobe.store_writer import create_store, is_store_at, remove_store, replace_samples
 from medprobe.tables import ids_digest
@@ -128,7 +129,11 @@ def prepare(
         if store.plan.rows < len(manifest):
             assert isinstance(path, Path)
             assert extend_in is not None
-            base, store = path, _draft(store, manifest, path, extend_in)
+            with alone(path.parent):  # else another rank could put its draft in place, and this one begin it once more
+                store = FeatureStore(path, partial=True)
+                if store.plan.rows < len(manifest):
+                    base, store = path, _draft(store, manifest, path, extend_in)
+            _check_same(store, manifest, provenance, precision, dtype, False, thumbnails)
         bases = [] if base is None else bases_of(base, store.plan, manifest.samples["id"])
         try:
             replaced = update and replace_samples(store, manifest.samples, _roles(manifest))
