@@ -125,6 +125,12 @@ def violations(path: Path, reference: FeatureStore) -> list[str]:
     return found
 
 
+def _encoded(log: Path) -> int:
+    """Return how many images were encoded in batches; the encoder is tried on images one by one."""
+    batches = log.read_text().splitlines() if log.exists() else []
+    return sum(int(n) for n in batches if n not in ("", "1"))
+
+
 class Drills:
     """One folder of images, one undisturbed store, and what is done to copies of it.
 
@@ -195,11 +201,9 @@ class Drills:
 
     def lost(self, out: Path, log: Path) -> int:
         """Return how many rows were encoded for nothing so far: they are in no store, and in no draft of one."""
-        batches = [int(line) for line in log.read_text().split()] if log.exists() else []
-        encoded = sum(n for n in batches if n > 1)  # the encoder is tried on images one by one
         stores = [path for path in (self.path(out), *drafts_of(self.path(out))) if path.exists()]
         kept = (int(FeatureStore(path, partial=True).mask[self.n_begun :].sum()) for path in stores)
-        return encoded - max(kept, default=0)
+        return _encoded(log) - max(kept, default=0)
 
     def kills(self, n: int, world_sizes: tuple[int, ...] = (1,)) -> tuple[list[str], list[float]]:
         """Kill processes at random moments, start others, until a store is whole; then begin another.
@@ -245,9 +249,9 @@ class Drills:
 
     def _moment(self, process: Any, log: Path) -> None:
         """Wait for a random time, in most cases from the first batch on that is encoded."""
-        size = log.stat().st_size if log.exists() else 0
+        before = _encoded(log)
         if self.random.random() < 0.8:
-            while process.exitcode is None and (not log.exists() or log.stat().st_size == size):
+            while process.exitcode is None and _encoded(log) == before:
                 process.join(0.002)
         process.join(self.random.uniform(0, 0.4))
 

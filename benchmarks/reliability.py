@@ -2,6 +2,7 @@
 
     python benchmarks/reliability.py            # 200 kills, and every file-system call of a run failed once
     python benchmarks/reliability.py --quick
+    python benchmarks/reliability.py --of extensions    # a part of it
 
 ``drills.py`` says what is done and what counts as a violation. The same is done to stores that are being extended: each
 drill then begins with a complete store to which images are added.
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from drills import BLOCK, MORE, Drills, N, draw, embed
 
+_PARTS = ("stores", "extensions", "memory")
 _MEMORY = 2000, 20_000  # images whose peak memory is compared
 
 
@@ -62,7 +64,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="20 kills, and every tenth file-system call")
+    parser.add_argument("--of", choices=_PARTS, action="append", help="all of them unless given")
     options = parser.parse_args()
+    parts = options.of or _PARTS
     n, every = (20, 10) if options.quick else (options.kills, 1)
     total = 0
 
@@ -75,6 +79,8 @@ def main() -> int:
         started = time.perf_counter()
         print(f"seed {options.seed}; {N} images in blocks of {BLOCK}; {MORE} more to extend by")
         for of, extend in (("", False), (" of an extension", True)):
+            if _PARTS[extend] not in parts:
+                continue
             drills = Drills(Path(scratch) / f"drills{extend}", options.seed, extend=extend)
             found, again = drills.kills(n)
             say(f"{n} kills{of}", found + ["more than a block"] * sum(b > 1 for b in again), f"; {spread(again)}")
@@ -93,9 +99,11 @@ def main() -> int:
             say("full disk", drills.full_disk())
             for writers in (2, 3):
                 say(f"{writers} writers at once", [v for _ in range(n // 10) for v in drills.rivals(writers)])
-        few, many = memory(Path(scratch) / "memory")
-        off = [] if abs(many / few - 1) <= 0.05 else ["not the same within 5 %"]
-        say("peak memory", off, f"; {few / 1024:.0f} and {many / 1024:.0f} MiB of {_MEMORY} images: {many / few:.3f}")
+        if "memory" in parts:
+            few, many = memory(Path(scratch) / "memory")
+            off = [] if abs(many / few - 1) <= 0.05 else ["not the same within 5 %"]
+            sizes = f"{few / 1024:.0f} and {many / 1024:.0f} MiB"
+            say("peak memory", off, f"; {sizes} of {_MEMORY} images: {many / few:.3f}")
         print(f"{time.perf_counter() - started:.0f} s")
     return total
 
