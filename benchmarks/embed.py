@@ -9,7 +9,8 @@ does something else meanwhile slows both sides of a ratio. ``limit`` is what the
 encoding share the cores, 1 / (forward + decode core-seconds an image / cores); elsewhere the slower of bare forward and bare
 decode. The pipeline is all of ``medprobe.embed`` once its encoder is loaded and tried: reading, encoding, checking, writing,
 syncing, and what is left of the start of its processes. On a GPU the bare forward pass takes the fastest of the sizes of batch
-that the pipeline tries.
+that the pipeline tries. Peers run in a process of their own with the encoder as it was loaded, on batches as large as the
+pipeline's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from precision import initialised
 
 import medprobe
 from medprobe.embed.forward import BatchSize, to_pixels
+from medprobe.embed.memory import keep_freed_memory
 from medprobe.embed.precision import autocast, choose_device, choose_precision
 from medprobe.encoders.base import Encoder, LoadOptions
 from medprobe.encoders.registry import load_encoder
@@ -61,11 +63,11 @@ def draw(folder: Path, n: int, size: str, file_format: str) -> list[str]:
     return sorted(map(str, folder.iterdir()))
 
 
-def load(name: str, weights: str | None) -> Encoder:
-    """Return an encoder with its weights, or untrained where there are none here."""
-    if weights and name.startswith("dinov2/"):
-        return load_encoder(name, LoadOptions(weights=weights))
-    return load_encoder(name) if name == "imagenet/efficientnet-lite0" else initialised(name)
+def load(name: str, weights: str | None, image_size: int | None = None) -> Encoder:
+    """Return an encoder with its weights, or untrained and of its own input size where there are none here."""
+    if weights or name == "imagenet/efficientnet-lite0" or name.startswith("baseline/"):
+        return load_encoder(name, LoadOptions(weights=weights, image_size=image_size))
+    return initialised(name)
 
 
 def bare_forward(encoder: Encoder, files: Sequence[str], precision: str, batch: int) -> float:
@@ -118,6 +120,22 @@ def pipeline(encoder: Encoder, folder: Path, precision: str, device: str, batch:
     return report.seconds / report.embedded
 
 
+_peers_encoder: Encoder  # in the peers' process
+
+
+def begin_peers(name: str, options: argparse.Namespace) -> None:
+    """Load the encoder for the peers, in their process, which nothing that medprobe sets has touched."""
+    global _peers_encoder
+    set_start_method("fork", force=True)  # of their DataLoaders, as where people run them
+    _peers_encoder = load(name, options.weights)
+    _peers_encoder.to(choose_device(options.device))
+
+
+def run_peer(peer: str, files: Sequence[str], batch: int) -> float:
+    """Return seconds an image of a peer, in the peers' process."""
+    return present()[peer](_peers_encoder, files, _peers_encoder.device, batch)
+
+
 def measure(
     name: str,
     encoder: Encoder,
@@ -132,6 +150,8 @@ def measure(
     precisions = list(dict.fromkeys([fast, "fp32"]))
     encoder.to(device)
     encoder.module.to(memory_format=torch.channels_last)
+    if device.type == "cpu":
+        keep_freed_memory()  # as the pipeline does
     batches = {p: options.batch_size or fastest_batch(encoder, files, p) for p in precisions}
     peers = present() if options.peers else {}
     spent: dict[str, list[float]] = {}
@@ -142,18 +162,19 @@ def measure(
     def note_decode() -> None:
         note("decode", lambda: bare_decode(pool, files[:_DECODED], encoder.preprocess.geometry))
 
-    for _ in range(options.rounds):
-        note_decode()
-        for precision in precisions:
-            note(f"forward {precision}", lambda p=precision: bare_forward(encoder, files, p, batches[p]))
-            note(
-                f"pipeline {precision}",
-                lambda p=precision: pipeline(encoder, folder, p, options.device, options.batch_size),
-            )
-            note(f"forward {precision}", lambda p=precision: bare_forward(encoder, files, p, batches[p]))
+    with ProcessPoolExecutor(1, get_context("spawn"), begin_peers, (name, options)) as apart:
+        for _ in range(options.rounds):
             note_decode()
-        for peer, run in peers.items():
-            note(peer, lambda run=run: run(encoder, files, device, batches["fp32"]))
+            for precision in precisions:
+                note(f"forward {precision}", lambda p=precision: bare_forward(encoder, files, p, batches[p]))
+                note(
+                    f"pipeline {precision}",
+                    lambda p=precision: pipeline(encoder, folder, p, options.device, options.batch_size),
+                )
+                note(f"forward {precision}", lambda p=precision: bare_forward(encoder, files, p, batches[p]))
+                note_decode()
+            for peer in peers:
+                note(peer, lambda peer=peer: apart.submit(run_peer, peer, files, batches["fp32"]).result())
     a_round = {case: [statistics.mean(x) for x in _by(options.rounds, seconds)] for case, seconds in spent.items()}
 
     def ratio(top: Sequence[float], bottom: Sequence[float]) -> float:

@@ -2,7 +2,7 @@
 
     python benchmarks/planning.py                                     # 20,000 drawn JPEG files, EfficientNet-Lite0
     python benchmarks/planning.py --model baseline/random-vits16 --images 2000 --size 2048x2048
-    python benchmarks/planning.py --data cells.csv --model dinov2/vits14 --weights FILE
+    python benchmarks/planning.py --data cells.csv --box-cols x,y,width,height --model dinov2/vits14 --weights FILE
 
 The parts are measured on a few images each: reading by a process on every core at once, the bare forward pass, and the
 writing of a block. Then all images are embedded for real, and the ratio of the two is printed, for the time and for the disk.
@@ -25,6 +25,7 @@ import pandas as pd
 from embed import bare_forward, draw, fastest_batch, load
 
 import medprobe
+from medprobe.embed.memory import keep_freed_memory
 from medprobe.embed.precision import choose_device, choose_precision
 from medprobe.encoders.base import Encoder
 from medprobe.images.decode import decode, default_workers
@@ -81,19 +82,26 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--size", default="600x450", help="of drawn files")
     parser.add_argument("--format", default="JPEG", choices=("JPEG", "PNG"), help="of drawn files")
+    parser.add_argument("--box-cols", help="of a table, as embed takes them: a sample is a part of an image")
+    parser.add_argument("--image-size", type=int, help="another input size than the encoder's own")
+    parser.add_argument("--out", type=Path, help="keep the store in this folder, which is not there yet")
     parser.add_argument("--quick", action="store_true", help="1,000 images")
     options = parser.parse_args()
     n = 1_000 if options.quick else options.images
-    encoder = load(options.model, options.weights)
+    encoder = load(options.model, options.weights, options.image_size)
     device = choose_device(options.device)
     encoder.to(device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as embed does
     precision, cores = choose_precision("auto", device), default_workers()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         data = options.data or folder / "images"
         if not options.data:
             draw(folder / "images", n, options.size, options.format)
-        manifest = medprobe.read_manifest(data)
+        boxes = options.box_cols.split(",") if options.box_cols else ()
+        manifest = medprobe.read_manifest(data, box_cols=boxes)
+        out = options.out or folder / "stores"
         n = min(n, len(manifest))
         few = [manifest.images.payload(int(row)) for row in np.linspace(0, n - 1, 32)]
         batch = fastest_batch(encoder, few, precision)
@@ -118,9 +126,9 @@ def main() -> None:
         print(f"a block    {block * 1000:10.1f} ms, {n_blocks} blocks")
         print(f"a row      {size / n:10.0f} bytes", flush=True)
         started = time.perf_counter()
-        (report,) = medprobe.embed(data, [encoder], folder / "stores", device=options.device, limit=n)
+        (report,) = medprobe.embed(manifest, [encoder], out, device=options.device, limit=n)
         took = time.perf_counter() - started
-        on_disk = sum(f.stat().st_size for f in (folder / "stores").rglob("*") if f.is_file())
+        on_disk = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
         print(f"{report.embedded} embedded, {report.failures} failed")
         print(f"time: model / real {seconds / took:.2f} ({seconds:.0f} s, {took:.0f} s)")
         print(f"disk: model / real {size / on_disk:.2f} ({size / 1e6:.1f} MB, {on_disk / 1e6:.1f} MB)")

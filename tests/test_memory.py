@@ -1,0 +1,40 @@
+"""What is asked of the C library's memory: that a process keeps what it has freed."""
+
+import ctypes
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from medprobe.embed.memory import keep_freed_memory
+
+_FAULTS = """
+import resource, sys, torch
+from medprobe.embed.memory import keep_freed_memory
+assert sys.argv[1] == "default" or keep_freed_memory()
+for i in range(30):
+    if i == 20:  # the first ones find their places
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def _page_faults(how: str) -> int:
+    run = subprocess.run([sys.executable, "-c", _FAULTS, how], capture_output=True, text=True, check=True)
+    return int(run.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+def test_memory_that_was_freed_is_used_again_without_the_system_clearing_its_pages() -> None:
+    assert _page_faults("keep") < _page_faults("default") / 10
+
+
+@pytest.mark.parametrize("problem", [AttributeError("no mallopt"), OSError("no such library"), TypeError("a name")])
+def test_other_c_libraries_are_left_alone(problem: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(ctypes, "CDLL", absent)
+    assert not keep_freed_memory()
