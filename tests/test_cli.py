@@ -10,8 +10,10 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import Result
+from conftest import make_store
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -161,6 +163,31 @@ def test_help_imports_nothing_heavy():
     )
     for command in ("embed", "probe", "compare", "info", "verify", "export", "models", "demo"):
         assert run(command, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize("probe", ["logreg", "knn", "ridge", "prototype"])
+def test_a_probe_does_without_scipys_statistics(probe, tmp_path):
+    rng = np.random.default_rng(0)
+    samples = pd.DataFrame({"label": rng.integers(0, 2, 60), "split": np.repeat(["train", "val", "test"], 20)})
+    store = make_store(tmp_path / "drawn.zarr", rng.standard_normal((60, 8)), samples, split="split")
+    arguments = ["-q", "probe", str(store.path), "--target", "label", "--probe", probe]
+    code = (
+        f"import sys; from medprobe.cli import main; sys.argv[1:] = {arguments}\n"
+        "try: main()\n"
+        "finally: print([name for name in sys.modules if name.startswith('scipy.stats.')], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip().endswith("[]"), done.stderr
+
+
+def test_what_is_loaded_later_is_there_when_it_is_used():
+    code = (
+        "import sys; from medprobe._later import load_later; load_later('scipy.stats')\n"
+        "import sklearn.utils.fixes; before = 'scipy.stats._stats_py' in sys.modules\n"
+        "from scipy.stats import rankdata; print(before, rankdata([3, 1, 2]).tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False [3.0, 1.0, 2.0]"
 
 
 def test_probing_imports_neither_torch_nor_an_image_library():

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from medprobe._later import load_later
 from medprobe.commands.asking import (
     SURE,
     WHAT,
@@ -116,6 +117,8 @@ def probe(
     json: Json = False,
 ) -> None:
     """Probe stores: settings chosen on validation data, tested once, with intervals over patients."""
+    # scikit-learn imports it for a function that no probe calls: a third of the time until a probe begins.
+    load_later("scipy.stats")
     from medprobe.probe.run import probe as run
     from medprobe.results import to_json, write_results
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 from medprobe.errors import DataError, UsageError
 from medprobe.probe.metrics import Scorer
@@ -271,7 +271,7 @@ def delong(y: ArrayLike, score_a: ArrayLike, score_b: ArrayLike | None = None) -
         difference = float(areas[0] - areas[1])
         error = np.sqrt(max(0.0, covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]))
         # Without any variance, any difference at all is certain.
-        p_value = float(2 * stats.norm.sf(abs(difference) / error)) if error > 0 else float(difference == 0)
+        p_value = float(2 * special.ndtr(-abs(difference) / error)) if error > 0 else float(difference == 0)
     return DeLong(tuple(areas.tolist()), covariance, difference, p_value)
 
 
@@ -372,19 +372,19 @@ def ends(name: str, sample: Sample, n_groups: float, level: float) -> tuple[floa
     degenerate = len(replicates) - len(kept)
     if n_groups < 2 or len(kept) < 2 or not np.isfinite(value):
         return float("nan"), float("nan"), degenerate
-    tail = stats.t.ppf((1 + level) / 2, n_groups - 1) * np.sqrt(n_groups / (n_groups - 1))
+    tail = special.stdtrit(n_groups - 1, (1 + level) / 2) * np.sqrt(n_groups / (n_groups - 1))
     if name == "ece":
-        high, low = 2 * value - np.quantile(kept, stats.norm.cdf([-tail, tail]))
+        high, low = 2 * value - np.quantile(kept, special.ndtr([-tail, tail]))
         return min(float(low), value), max(float(high), value), degenerate
     below = np.mean(kept < value) + np.mean(kept == value) / 2
-    bias = stats.norm.ppf(np.clip(below, 1 / (len(kept) + 1), len(kept) / (len(kept) + 1)))
+    bias = special.ndtri(np.clip(below, 1 / (len(kept) + 1), len(kept) / (len(kept) + 1)))
     pull = np.nanmean(left_out) - left_out[np.isfinite(left_out)] if np.isfinite(left_out).any() else np.zeros(1)
     spread = np.sum(pull**2)
     acceleration = np.sum(pull**3) / (6 * spread**1.5) if spread > 0 else 0.0
     shifted = bias + np.array([-tail, tail])
     # The formula has a pole at 1, which only a handful of groups can come near.
     ends = bias + shifted / np.maximum(1 - acceleration * shifted, 0.1)
-    low, high = np.quantile(kept, stats.norm.cdf(ends))
+    low, high = np.quantile(kept, special.ndtr(ends))
     return float(low), float(high), degenerate
 
 
