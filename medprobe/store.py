@@ -7,6 +7,7 @@ to write another reader.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -64,6 +65,8 @@ class FeatureStore:
         try:
             self._group = zarr.open_group(self._storage.zarr(), mode="r", zarr_format=3)
         except (OSError, ValueError, KeyError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EACCES):
+                raise DataError(f"{self.path} could not be read: {error.strerror}") from error
             raise DataError(f"{self.path}: no feature store there (medprobe embed makes one)") from error
         meta: Any = self._group.attrs.get("medprobe")
         if not isinstance(meta, Mapping) or "format" not in meta:

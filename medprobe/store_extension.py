@@ -46,13 +46,20 @@ def begins(ids: pd.Series, plan: Plan) -> bool:
 
 
 def bases_of(store: Path, plan: Plan, ids: pd.Series) -> list[FeatureStore]:
-    """Return the stores that a draft of a plan can take blocks over from: the one it extends, and drafts of fewer samples."""
+    """Return the stores that a draft of a plan can take blocks over from: the one it extends, and drafts of fewer samples.
+
+    Raises:
+        DataError: One of them is there and cannot be read; without it, its rows would be embedded again.
+
+    """
     found = []
     for path in (store, *drafts_of(store)):
         try:
             base = FeatureStore(path, partial=True)
-        except DataError:  # a draft that has just been swept away
-            continue
+        except DataError:
+            if path.exists():
+                raise
+            continue  # a draft that has just been swept away
         same = replace(base.plan, rows=plan.rows, manifest_sha256=plan.manifest_sha256) == plan
         if same and begins(ids, base.plan):
             found.append(base)

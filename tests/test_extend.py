@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import medprobe
+from medprobe import store_extension
 from medprobe.cli import app
 from medprobe.embed import job
 from medprobe.errors import DataError, UsageError
@@ -159,6 +160,23 @@ def test_a_rank_that_comes_when_the_longer_store_is_in_place_does_not_begin_anot
     assert counted.batch_sizes == []
     assert drafts_of(first.path) == []
     assert contents(first.path) == contents(fresh(images, tmp_path / "fresh").path)
+
+
+def test_a_store_that_cannot_be_read_for_a_moment_is_not_embedded_again(images, tmp_path, monkeypatch):
+    embed(images, tmp_path / "out")
+    draw(images, range(OLD, OLD + NEW))
+
+    def refused(path, **options):
+        raise DataError(f"{path} could not be read: Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_extension, "FeatureStore", refused)
+        with pytest.raises(DataError, match="Input/output error"):
+            embed(images, tmp_path / "out", extend=True)
+    counted = encoder()
+    (report,) = embed(images, tmp_path / "out", counted, extend=True)
+    assert sum(counted.batch_sizes) == NEW
+    assert contents(report.path) == contents(fresh(images, tmp_path / "fresh").path)
 
 
 def test_a_manifest_that_grows_again_goes_on_from_the_draft(images, tmp_path):
