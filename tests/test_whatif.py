@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,32 @@ def test_conditions_that_cannot_be(samples: pd.DataFrame, tmp_path: Path) -> Non
         Conditions(samples).where(f"age > (SELECT max(x) FROM '{tmp_path}/secret.csv')")
 
 
-def test_a_condition_cannot_change_what_the_next_is_asked_of(samples: pd.DataFrame) -> None:
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "age > 50); CREATE OR REPLACE VIEW samples AS (SELECT 1 AS __row, 60 AS age",
+        "age > 50; DROP VIEW samples",
+        "age > 50 UNION ALL SELECT 99",
+        "age > 50) UNION ALL SELECT 99 --",
+        "age > 50 ORDER BY age",
+        "age > 50, age < 90",
+        "",
+    ],
+)
+def test_a_condition_is_a_condition_and_no_more(samples: pd.DataFrame, statement: str) -> None:
     conditions = Conditions(samples)
     before = conditions.where("age > 50")
-    with pytest.raises(UsageError, match="more than one condition"):
-        conditions.where("age > 50); CREATE OR REPLACE VIEW samples AS (SELECT 1 AS __row, 60 AS age")
-    np.testing.assert_array_equal(conditions.where("age > 50"), before)
+    with pytest.raises(UsageError, match=r"--where .*Parser Error"):
+        conditions.where(statement)
+    np.testing.assert_array_equal(conditions.where("age > 50 -- and a comment"), before)
+
+
+def test_conditions_from_several_threads(samples: pd.DataFrame) -> None:
+    conditions, ages = Conditions(samples), range(30, 80)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda age: conditions.where(f"age > {age}"), ages))
+    for age, mask in zip(ages, found, strict=True):
+        np.testing.assert_array_equal(mask, samples.age > age)
 
 
 def test_some_samples_alone_are_a_store_of_those_alone(store: Any, samples: pd.DataFrame, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +14,7 @@ _ROW = "__row"
 
 
 class Conditions:
-    """Conditions on the columns of samples, one after the other.
+    """Conditions on the columns of samples.
 
     Args:
         samples: A row each; they must not change.
@@ -24,7 +23,6 @@ class Conditions:
 
     def __init__(self, samples: pd.DataFrame) -> None:
         self._samples = samples
-        self._lock = threading.Lock()
 
     def where(self, condition: str, flag: str = "--where") -> np.ndarray:
         """Return which samples (n,) an SQL condition over their columns holds for; unknown (NULL) is no.
@@ -40,18 +38,15 @@ class Conditions:
             import duckdb
         except ModuleNotFoundError as error:
             raise UsageError(f"{flag} needs duckdb, which is not installed: pip install 'medprobe[whatif]'") from error
-        query = f"SELECT {_ROW} FROM samples WHERE ({condition})"
-        with self._lock:
-            try:
-                if (
-                    len(self._database.extract_statements(query)) > 1
-                ):  # the next could change what later ones are asked of
-                    raise UsageError(f"{flag} {condition}: more than one condition")
-                found = self._database.execute(query).fetchnumpy()[_ROW]
-            except duckdb.Error as error:
-                columns = ", ".join(c for c in self._samples.columns)
-                reason = str(error).splitlines()[0]
-                raise UsageError(f"{flag} {condition}: {reason} (columns: {columns})") from error
+        try:
+            # A connection of its own, so that no condition waits for a slow one.
+            with self._database.cursor() as connection:
+                connection.register("samples", self._table)
+                found = connection.view("samples").filter(condition).project(_ROW).fetchnumpy()[_ROW]
+        except duckdb.Error as error:
+            columns = ", ".join(c for c in self._samples.columns)
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"{flag} {condition}: {reason} (columns: {columns})") from error
         if not len(found):
             raise DataError(f"{flag} {condition}: no sample is left")
         mask = np.zeros(len(self._samples), dtype=bool)
@@ -59,12 +54,13 @@ class Conditions:
         return mask
 
     @cached_property
+    def _table(self) -> pd.DataFrame:
+        table = self._samples.assign(**{_ROW: np.arange(len(self._samples))})
+        # Missing numbers are NaN in a table, which SQL would call larger than all others.
+        return table.astype({c: "Float64" for c in table if table[c].dtype.kind == "f"})
+
+    @cached_property
     def _database(self) -> Any:
         import duckdb
 
-        table = self._samples.assign(**{_ROW: np.arange(len(self._samples))})
-        # Missing numbers are NaN in a table, which SQL would call larger than all others.
-        table = table.astype({c: "Float64" for c in table if table[c].dtype.kind == "f"})
-        database = duckdb.connect(":memory:", config={"enable_external_access": "false"})
-        database.register("samples", table)
-        return database
+        return duckdb.connect(":memory:", config={"enable_external_access": "false"})
