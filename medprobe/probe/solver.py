@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,11 @@ class PathSolution:
     n_iter: NDArray[np.intp]
     converged: NDArray[np.bool_]
 
+    @classmethod
+    def joined(cls, parts: Sequence[PathSolution]) -> PathSolution:
+        """Solutions of several folds as one."""
+        return cls(**{of.name: np.concatenate([getattr(part, of.name) for part in parts]) for of in fields(cls)})
+
 
 def solve_path(
     X: Floats,
@@ -139,25 +145,10 @@ def solve_path(
         raise ValueError("Every row has weight zero: there is nothing to fit.")
     if scales is not None and len(scales) > 1 and counted.size < X.shape[1]:
         # Fewer eigenvectors than features span the rows of one scale only.
-        alone = [
-            solve_path(
-                X,
-                Y,
-                Cs,
-                n_classes=n_classes,
-                sample_weight=own if Y.ndim == 1 else own[None],
-                scales=scale[None],
-                dtype=dtype,
-                tol=tol,
-                max_iter=max_iter,
-            )
-            for own, scale in zip(weights.reshape(len(scales), n_labels, -1), scales, strict=True)
-        ]
-        return PathSolution(
-            **{
-                field.name: np.concatenate([getattr(one, field.name) for one in alone])
-                for field in fields(PathSolution)
-            }
+        solve = partial(solve_path, X, Y, Cs, n_classes=n_classes, dtype=dtype, tol=tol, max_iter=max_iter)
+        by_fold = zip(weights.reshape(len(scales), n_labels, -1), scales, strict=True)
+        return PathSolution.joined(
+            [solve(sample_weight=own if Y.ndim == 1 else own[None], scales=scale[None]) for own, scale in by_fold]
         )
     scale = np.ones(X.shape[1]) if scales is None else scales[0]
     if spectrum is None:
@@ -197,16 +188,11 @@ def solve_path(
                 n_iter[part], converged[part] = found.n_iter, found.converged
     coef /= scale
     intercept -= coef @ center
-    if Y.ndim == 2:
-        return PathSolution(
-            coef.reshape(*shape, -1),
-            intercept.reshape(shape),
-            *(array.reshape(shape) for array in (objective, grad_norm, n_iter, converged)),
-        )
+    by_problem = shape if Y.ndim == 2 else shape[:2]
     return PathSolution(
-        coef.reshape(*shape[:2], n_out, -1),
-        intercept.reshape(*shape[:2], n_out),
-        *(array.reshape(shape[:2]) for array in (objective, grad_norm, n_iter, converged)),
+        coef.reshape(*shape[:2], -1, X.shape[1]),
+        intercept.reshape(*shape[:2], -1),
+        *(array.reshape(by_problem) for array in (objective, grad_norm, n_iter, converged)),
     )
 
 
