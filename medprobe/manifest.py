@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 import pandas as pd
@@ -81,6 +82,58 @@ class Manifest:
         """Return the same samples in the order of these row numbers, (n,)."""
         samples = self.samples.iloc[rows].reset_index(drop=True)
         return replace(self, samples=samples, images=Rearranged(self.images, rows))
+
+
+class Reading(TypedDict, total=False):
+    """How data are read: the arguments of :func:`read_manifest`, which explains them."""
+
+    root: AnyPlace | None
+    path_col: str | None
+    label_cols: Sequence[str]
+    group_col: str | None
+    split_col: str | None
+    keep_cols: Sequence[str]
+    dataset: str | None
+    labels: AnyPlace | None
+    labels_key: str | None
+    tags: Sequence[str]
+    keep_ids: bool
+    frames: str | None
+    box_cols: Sequence[str]
+    mask_col: str | None
+    volumes: str | None
+    slice_axis: str | None
+    slices: str | None
+
+
+def manifest_of(data: AnyPlace | Manifest, **reading: Unpack[Reading]) -> Manifest:
+    """Return the manifest of data that are to be read, or the one that is given.
+
+    Args:
+        data: As for :func:`read_manifest`, or a manifest.
+        reading: As for :func:`read_manifest`. Of a manifest that is given, ``group_col`` and ``split_col`` name other columns
+            of patients and split, or ``"none"``; nothing else is asked of it.
+
+    Raises:
+        DataError: As for :func:`read_manifest`.
+        UsageError: Likewise; or a manifest is given, and what is asked goes with data that are to be read.
+
+    """
+    if not isinstance(data, Manifest):
+        return read_manifest(data, **reading)
+    late = [name for name, value in reading.items() if value and name not in {"group_col", "split_col"}]
+    if late:
+        raise UsageError(f"{', '.join(late)}: for data that are to be read; this manifest has been read")
+    group = _renamed(data, "--group-col", reading.get("group_col"), data.roles.group)
+    split = _renamed(data, "--split-col", reading.get("split_col"), data.roles.split)
+    return replace(data, roles=replace(data.roles, group=group, split=split))
+
+
+def _renamed(manifest: Manifest, flag: str, column: str | None, recorded: str | None) -> str | None:
+    columns = list(manifest.samples.columns)
+    if column not in {None, "none", *columns}:
+        raise UsageError(f"{flag} {column}: no such column; there are: {', '.join(columns)}")
+    return recorded if column is None else None if column == "none" else column
 
 
 def read_manifest(

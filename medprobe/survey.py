@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ import pandas as pd
 from medprobe.images.decode import Decoder, chunks, default_workers
 from medprobe.images.geometry import Geometry
 from medprobe.images.window import parse_window
-from medprobe.manifest import SPLIT_NAMES, Manifest, read_manifest
+from medprobe.manifest import SPLIT_NAMES, Manifest, Reading, read_manifest
 from medprobe.storage import AnyPlace, located, shown
 
 # Attributes of DICOM files that say whether a picture may show a name.
@@ -108,7 +108,7 @@ def check(
     workers: int | None = None,
     out: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    **options: Any,
+    **reading: Unpack[Reading],
 ) -> Survey:
     """Return what is in a data set; every image is read and decoded, and nothing else is written than ``out``.
 
@@ -118,15 +118,15 @@ def check(
         workers: Decoding processes, None for one a processor, 0 for none.
         out: CSV to write: id, path, frame, size, digest and reason of every image, which ties ids to files.
         progress: Called with the images done and their number.
-        options: Of :func:`~medprobe.manifest.read_manifest`.
+        reading: How the data are read, as for :func:`~medprobe.manifest.read_manifest`.
 
     Raises:
         UsageError: As :func:`~medprobe.manifest.read_manifest`.
         DataError: Likewise.
 
     """
-    tags = dict.fromkeys([*options.pop("tags", ()), *(_SAFETY if located(data).is_dir() else ())])
-    manifest = read_manifest(data, tags=tuple(tags), **options)
+    reading["tags"] = [*dict.fromkeys([*reading.get("tags", ()), *(_SAFETY if located(data).is_dir() else ())])]
+    manifest = read_manifest(data, **reading)
     images = _images(manifest, Geometry((32, 32), (32, 32), window=parse_window(window)), workers, progress)
     if out is not None:
         images.to_csv(out, index=False)

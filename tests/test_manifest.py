@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from medprobe.errors import DataError, UsageError
 from medprobe.images.sources import ArrayImages, FileImages
-from medprobe.manifest import read_manifest
+from medprobe.manifest import manifest_of, read_manifest
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -307,3 +308,19 @@ def test_a_truncated_npz_is_refused(tmp_path, pixels):
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(DataError, match="damaged"):
         read_manifest(path)
+
+
+def test_a_manifest_that_is_given_takes_other_roles_and_nothing_else(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", "b/2.png")
+    (tmp_path / "t.csv").write_text("path,patient,site,fold\na/1.png,p,s,train\nb/2.png,q,t,test\n")
+    given = read_manifest(tmp_path / "t.csv")
+    assert manifest_of(given).roles == given.roles
+    assert manifest_of(given, group_col="site", split_col="fold").roles == replace(
+        given.roles, group="site", split="fold"
+    )
+    assert manifest_of(given, group_col="none").roles.group is None
+    with pytest.raises(UsageError, match=r"--split-col sides: no such column; there are: id, patient, site, fold"):
+        manifest_of(given, split_col="sides")
+    with pytest.raises(UsageError, match="label_cols, frames: for data that are to be read"):
+        manifest_of(given, label_cols=["site"], frames="all", keep_cols=())
+    assert manifest_of(tmp_path / "t.csv", label_cols=["site"]).roles.labels == ("site",)

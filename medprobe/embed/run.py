@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from medprobe.errors import DataError, UsageError
 from medprobe.images.decode import Decoder, decode, default_workers
 from medprobe.images.geometry import Geometry
 from medprobe.images.window import FILE, parse_window
-from medprobe.manifest import Manifest, read_manifest
+from medprobe.manifest import Manifest, Reading, manifest_of
 from medprobe.storage import AnyPlace, Place, Url, located
 from medprobe.store import FeatureStore
 from medprobe.store_place import settle
@@ -79,23 +79,6 @@ def embed(
     models: str | Encoder | Sequence[str | Encoder],
     out: AnyPlace,
     *,
-    root: AnyPlace | None = None,
-    path_col: str | None = None,
-    label_cols: Sequence[str] = (),
-    group_col: str | None = None,
-    split_col: str | None = None,
-    keep_cols: Sequence[str] = (),
-    dataset: str | None = None,
-    labels: str | os.PathLike[str] | None = None,
-    labels_key: str | None = None,
-    tags: Sequence[str] = (),
-    keep_ids: bool = False,
-    frames: str | None = None,
-    box_cols: Sequence[str] = (),
-    mask_col: str | None = None,
-    volumes: str | None = None,
-    slice_axis: str | None = None,
-    slices: str | None = None,
     window: str = "file",
     weights: str | None = None,
     image_size: int | None = None,
@@ -120,6 +103,7 @@ def embed(
     rank: int | None = None,
     world_size: int | None = None,
     progress: Callable[[Progress], None] | None = None,
+    **reading: Unpack[Reading],
 ) -> list[EmbedReport]:
     """Embed every image of a data set with every model and return a report for each; images are decoded once for all.
 
@@ -131,23 +115,6 @@ def embed(
             :class:`~medprobe.manifest.Manifest`.
         models: Names such as ``imagenet/efficientnet-lite0``, or encoders.
         out: Folder of the stores, or a URL.
-        root: Folder or URL that a table's paths are relative to, its own unless given.
-        path_col: Column of image paths in a table.
-        label_cols: Columns that are labels (recorded, so that ``probe`` knows its target).
-        group_col: Column of patients (recorded; ``"none"`` for no grouping).
-        split_col: Column with train, val and test (recorded; ``"none"`` for none).
-        keep_cols: Columns to keep although they look as if they named a person.
-        dataset: Which known data set a folder is; recognised by its layout unless given, ``none`` for none.
-        labels: A table of labels for a folder of images; see :func:`~medprobe.manifest.read_manifest`.
-        labels_key: Its column to join by.
-        tags: DICOM attributes that become columns.
-        keep_ids: Keep paths and identifiers of DICOM files as they are, not as keyed hashes.
-        frames: Which frames of files of several are samples: ``first``, ``middle``, ``all`` or ``every:N``.
-        box_cols: Four columns of a table: left, top, width and height of what is cut out of each image.
-        mask_col: Column of a table with a mask for each image, whose box is cut out.
-        volumes: ``series`` takes DICOM series as volumes; see :func:`~medprobe.manifest.read_manifest`.
-        slice_axis: Along which axis volumes are sliced.
-        slices: Which of their slices.
         window: How grey values of DICOM files and volumes are shown: ``file`` (its own), ``lung``, ``bone``, ``mammo`` and
             other names, centre and width such as ``-600,1500``, or percentiles such as ``p1-99``.
         weights: A checkpoint file for the one model that is named.
@@ -179,37 +146,15 @@ def embed(
         rank: Which of several processes this one is, from 0; of torchrun or srun unless given.
         world_size: Number of processes that make one store together, each its own blocks.
         progress: Called after every batch.
+        reading: How the data are read, as for :func:`~medprobe.manifest.read_manifest`: ``path_col``, ``label_cols``,
+            ``group_col`` and others.
 
     Raises:
         UsageError: An argument or model name cannot work.
         DataError: The data cannot be used, too many images are unreadable, or a store belongs to something else.
 
     """
-    manifest = (
-        data
-        if isinstance(data, Manifest)
-        else read_manifest(
-            data,
-            root=root,
-            path_col=path_col,
-            label_cols=label_cols,
-            group_col=group_col,
-            split_col=split_col,
-            keep_cols=keep_cols,
-            dataset=dataset,
-            labels=labels,
-            labels_key=labels_key,
-            tags=tags,
-            keep_ids=keep_ids,
-            frames=frames,
-            box_cols=box_cols,
-            mask_col=mask_col,
-            volumes=volumes,
-            slice_axis=slice_axis,
-            slices=slices,
-        )
-    )
-    manifest = manifest.head(limit)
+    manifest = manifest_of(data, **reading).head(limit)
     for note in manifest.notes:
         log.info("%s", note)
     names = [models] if isinstance(models, str | Encoder) else list(models)

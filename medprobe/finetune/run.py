@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -28,12 +28,13 @@ from medprobe.finetune.train import Trainer
 from medprobe.finetune.trainings import Progress, Trainings
 from medprobe.images.decode import Decoder, default_workers
 from medprobe.images.window import FILE, parse_window
-from medprobe.manifest import Manifest, read_manifest
+from medprobe.manifest import Manifest, Reading, manifest_of
 from medprobe.probe.answers import Reporting
 from medprobe.probe.presets import preset_of
 from medprobe.probe.question import Wish, ask, with_shots
 from medprobe.probe.whatif import WhatIf
 from medprobe.results import Results, write_results
+from medprobe.storage import AnyPlace
 
 log = logging.getLogger("medprobe")
 
@@ -41,7 +42,7 @@ _STUDY_SIDE = 256  # pixels to which the study squashes an image before it takes
 
 
 def finetune(
-    data: str | os.PathLike[str] | Manifest,
+    data: AnyPlace | Manifest,
     model: str | Encoder,
     target: str | None = None,
     *,
@@ -52,19 +53,6 @@ def finetune(
     head_weights: str | None = None,
     view: str | None = None,
     preset: str | None = None,
-    path_col: str | None = None,
-    label_cols: Sequence[str] = (),
-    group_col: str | None = None,
-    split_col: str | None = None,
-    keep_cols: Sequence[str] = (),
-    dataset: str | None = None,
-    labels: str | os.PathLike[str] | None = None,
-    labels_key: str | None = None,
-    tags: Sequence[str] = (),
-    keep_ids: bool = False,
-    frames: str | None = None,
-    box_cols: Sequence[str] = (),
-    mask_col: str | None = None,
     window: str = "file",
     weights: str | None = None,
     image_size: int | None = None,
@@ -114,6 +102,7 @@ def finetune(
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    **reading: Unpack[Reading],
 ) -> Results:
     """Train an encoder, or a head on it, for a target and return result rows like those of :func:`medprobe.probe`.
 
@@ -139,20 +128,7 @@ def finetune(
         head_weights: Checkpoint of the DeiT-B of a ``deit-head``; its published one by default.
         view: Which of the encoder's vectors a linear head is given; its own pooling by default.
         preset: ``huix2024``: the settings of Pales Huix et al. (WACV 2024), unless others are given.
-        path_col: As for :func:`medprobe.embed`, like all further arguments up to ``limit``.
-        label_cols: Columns that are labels.
-        group_col: Column of patients.
-        split_col: Column with train, val and test.
-        keep_cols: Columns to keep although they look as if they named a person.
-        dataset: Which known data set a folder is.
-        labels: A table of labels for a folder.
-        labels_key: Its column to join by.
-        tags: DICOM attributes that become columns.
-        keep_ids: Keep paths and identifiers of DICOM files as they are.
-        frames: Which frames of files of several are samples.
-        box_cols: Four columns of a box.
-        mask_col: Column with masks.
-        window: How grey values of DICOM files are shown.
+        window: As for :func:`medprobe.embed`, like all further arguments up to ``limit``.
         weights: Checkpoint of the encoder.
         image_size: Another input size than the encoder's own.
         exact_decode: Decode large JPEG files in full.
@@ -201,6 +177,7 @@ def finetune(
         out: Folder for everything that is kept.
         overwrite: Delete what an earlier call has left in it.
         progress: Called after each step.
+        reading: How the data are read, as for :func:`~medprobe.manifest.read_manifest`.
 
     Raises:
         UsageError: A name or number cannot work, or a package is missing.
@@ -220,26 +197,7 @@ def finetune(
         if out is None:
             raise UsageError("--tensorboard: goes with a folder to write to (--out)")
         tensorboard_writer()
-    manifest = (
-        _with_roles(data, group_col, split_col)
-        if isinstance(data, Manifest)
-        else read_manifest(
-            data,
-            path_col=path_col,
-            label_cols=label_cols,
-            group_col=group_col,
-            split_col=split_col,
-            keep_cols=keep_cols,
-            dataset=dataset,
-            labels=labels,
-            labels_key=labels_key,
-            tags=tags,
-            keep_ids=keep_ids,
-            frames=frames,
-            box_cols=box_cols,
-            mask_col=mask_col,
-        )
-    )
+    manifest = manifest_of(data, **reading)
     if manifest.roles.bag is not None:
         raise UsageError("finetune: trains on images, and these are volumes: embed them and probe their slices")
     manifest = manifest.head(limit)
@@ -318,19 +276,6 @@ def _accelerator(device: str, precision: str, preset: str | None) -> tuple[Any, 
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     mixed = "no" if precision == "fp32" else precision
     return Accelerator(mixed_precision=mixed, cpu=chosen.type == "cpu"), precision
-
-
-def _with_roles(manifest: Manifest, group_col: str | None, split_col: str | None) -> Manifest:
-    """Return a manifest that has been read with the columns of patients and split that are named, or with none."""
-    for flag, column in (("--group-col", group_col), ("--split-col", split_col)):
-        if column not in {None, "none", *manifest.samples.columns}:
-            raise UsageError(f"{flag} {column}: no such column; there are: {', '.join(manifest.samples.columns)}")
-    roles = manifest.roles
-    if group_col is not None:
-        roles = replace(roles, group=None if group_col == "none" else group_col)
-    if split_col is not None:
-        roles = replace(roles, split=None if split_col == "none" else split_col)
-    return replace(manifest, roles=roles)
 
 
 def _prepare(encoder: Encoder, window: str, preset: str | None) -> None:
