@@ -50,12 +50,18 @@ def rate(n: int, d: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the rows, one repeat")
+    parser.add_argument("--rows", type=int, nargs="+", default=[500, 2_000, 20_000], help="training rows")
+    parser.add_argument("--quick", action="store_true", help="the fewest rows alone, one repeat")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    n, d, n_classes, epochs, repeats = 20_000, 768, 5, 5, arguments.repeats
-    if arguments.quick:
-        n, repeats = n // 10, 1
+    versions = f"python {platform.python_version()}, numpy {np.__version__}, scikit-learn {sklearn.__version__}"
+    print(f"{versions}, torch {torch.__version__}; {torch.get_num_threads()} threads")
+    for n in arguments.rows[:1] if arguments.quick else arguments.rows:
+        compare(n, 1 if arguments.quick else arguments.repeats)
+
+
+def compare(n: int, repeats: int, d: int = 768, n_classes: int = 5, epochs: int = 5) -> None:
+    """Print the times of the grid on so many training rows."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((n_classes * 4, d)) / 5
     which = rng.integers(0, len(centres), n + 2 * (n // 5))
@@ -108,8 +114,7 @@ def main() -> None:
             for name, function in cases.items():
                 times[name].append(seconds(function))
 
-    versions = f"python {platform.python_version()}, numpy {np.__version__}, scikit-learn {sklearn.__version__}"
-    print(f"{versions}, torch {torch.__version__}; {torch.get_num_threads()} threads")
+    print()
     print(f"{len(plain)} settings, N={n:,} D={d} K={n_classes}, batches of {batch_size}, {epochs} epochs")
     print(f"median of {repeats} interleaved repeats")
     reference = statistics.median(times["scikit-learn, one by one"])
