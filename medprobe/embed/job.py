@@ -137,7 +137,10 @@ def prepare(
                 if store.plan.rows < len(manifest):
                     base, store = path, _draft(store, manifest, path, extend_in)
             _check_same(store, manifest, provenance, precision, dtype, False, thumbnails)
-        bases = [] if base is None else bases_of(base, store.plan, manifest.samples["id"])
+        bases = []
+        if base is not None:
+            with alone(base.parent):  # else one could be swept away while it is read
+                bases = bases_of(base, store.plan, manifest.samples["id"])
         try:
             replaced = update and replace_samples(store, manifest.samples, _roles(manifest))
         except OSError as error:
