@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from medprobe.errors import DataError
 from medprobe.storage import Place
 
 _WAITS, _SECONDS = 20, 0.05  # for the second rename
@@ -63,13 +64,21 @@ def _settle(store: Path) -> None:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from putting drafts in place in a folder whose file system has locks; a kill leaves none."""
+    """Keep other processes from putting drafts in place in a folder whose file system has locks; a kill leaves none.
+
+    Raises:
+        DataError: The folder cannot be opened.
+
+    """
     try:
         import fcntl
     except ModuleNotFoundError:  # Windows
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"{folder} could not be opened: {error.strerror or error}") from error
     try:
         with suppress(OSError):  # of a network's file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -18,6 +18,7 @@ from medprobe.errors import DataError, UsageError
 from medprobe.manifest import read_manifest
 from medprobe.store import FeatureStore, open_store
 from medprobe.store_extension import drafts_of
+from medprobe.store_place import alone
 from medprobe.testing import FakeEncoder
 
 OLD, NEW, BLOCK = 17, 9, 5  # two rows in the last block of the old store, three of the new ones beside them
@@ -177,6 +178,12 @@ def test_a_store_that_cannot_be_read_for_a_moment_is_not_embedded_again(images, 
     (report,) = embed(images, tmp_path / "out", counted, extend=True)
     assert sum(counted.batch_sizes) == NEW
     assert contents(report.path) == contents(fresh(images, tmp_path / "fresh").path)
+
+
+def test_a_folder_that_cannot_be_opened_for_its_lock_is_named(tmp_path):
+    pytest.importorskip("fcntl")
+    with pytest.raises(DataError, match="absent could not be opened: No such file"), alone(tmp_path / "absent"):
+        pytest.fail("the folder is not there")
 
 
 def test_a_manifest_that_grows_again_goes_on_from_the_draft(images, tmp_path):
