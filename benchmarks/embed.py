@@ -8,14 +8,15 @@ Everything is measured in turn, in several rounds of one process, and the ratios
 does something else meanwhile slows both sides of a ratio. ``limit`` is what the machine allows: on a CPU, where reading and
 encoding share the cores, 1 / (forward + decode core-seconds an image / cores); elsewhere the slower of bare forward and bare
 decode. The pipeline is all of ``medprobe.embed`` once its encoder is loaded and tried: reading, encoding, checking, writing,
-syncing, and what is left of the start of its processes. On a GPU the bare forward pass takes the fastest of the sizes of batch
-that the pipeline tries. Peers run in a process of their own with the encoder as it was loaded, on batches as large as the
-pipeline's.
+syncing, and what is left of the start of its processes. Bare forward passes run one a core on a CPU, as in the pipeline; on
+a GPU they take the fastest of the sizes of batch that the pipeline tries. Peers run in a process of their own with the encoder
+as it was loaded, on batches that are fastest for them.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import statistics
@@ -32,7 +33,7 @@ from embed_peers import absent, present
 from precision import initialised
 
 import medprobe
-from medprobe.embed.forward import BatchSize, to_pixels
+from medprobe.embed.forward import BatchSize, Forward, cores_for, to_pixels
 from medprobe.embed.memory import keep_freed_memory
 from medprobe.embed.precision import autocast, choose_device, choose_precision
 from medprobe.encoders.base import Encoder, LoadOptions
@@ -46,6 +47,7 @@ _PICTURES = 8  # distinct ones; the rest are links to them
 _DECODED = 64  # by each process
 _BARE_BATCHES = 4
 _GPU_BATCHES = (64, 128, 256, 512, 1024)
+_PEERS_CPU_BATCH = 8  # the fastest of 1 to 64 where all cores share a batch
 
 
 def draw(folder: Path, n: int, size: str, file_format: str) -> list[str]:
@@ -71,7 +73,7 @@ def load(name: str, weights: str | None, image_size: int | None = None) -> Encod
 
 
 def bare_forward(encoder: Encoder, files: Sequence[str], precision: str, batch: int) -> float:
-    """Return seconds an image of the forward pass alone, on a batch that lies on the device."""
+    """Return seconds an image of the forward pass alone, on a batch that lies on the device, or one for each core."""
     images = decode(files[:_PICTURES], [encoder.preprocess.geometry]).pixels[0]
     pixels = to_pixels(encoder, torch.from_numpy(images)).repeat(-(-batch // len(images)), 1, 1, 1)[:batch]
     pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -84,19 +86,28 @@ def bare_forward(encoder: Encoder, files: Sequence[str], precision: str, batch: 
         if encoder.device.type == "cuda":
             torch.cuda.synchronize(encoder.device)
 
-    run()
-    wait()
-    started = time.perf_counter()
-    for _ in range(_BARE_BATCHES):
-        run()
-    wait()
-    return (time.perf_counter() - started) / _BARE_BATCHES / batch
+    with cores_for([Forward(encoder, precision)]) as cores:
+
+        def pass_over(batches: int) -> None:
+            if cores is not None:
+                for done in [cores.begin(run) for _ in range(batches)]:
+                    done()
+                return
+            for _ in range(batches):
+                run()
+            wait()
+
+        batches = cores.n * _BARE_BATCHES if cores else _BARE_BATCHES
+        pass_over(cores.n if cores else 1)  # finds its kernels
+        started = time.perf_counter()
+        pass_over(batches)
+        return (time.perf_counter() - started) / batches / batch
 
 
 def fastest_batch(encoder: Encoder, files: Sequence[str], precision: str) -> int:
     """Return how many images a bare forward pass had best take."""
     if encoder.device.type != "cuda":
-        return BatchSize.of(None, encoder.device, 1).size
+        return BatchSize.of(None, encoder.device, 3 * math.prod(encoder.preprocess.geometry.size)).size
     return min(_GPU_BATCHES, key=lambda batch: bare_forward(encoder, files, precision, batch))
 
 
@@ -154,6 +165,7 @@ def measure(
         keep_freed_memory()  # as the pipeline does
     batches = {p: options.batch_size or fastest_batch(encoder, files, p) for p in precisions}
     peers = present() if options.peers else {}
+    peers_batch = options.batch_size or (_PEERS_CPU_BATCH if device.type == "cpu" else batches["fp32"])
     spent: dict[str, list[float]] = {}
 
     def note(case: str, measured: Callable[[], float]) -> None:
@@ -174,7 +186,7 @@ def measure(
                 note(f"forward {precision}", lambda p=precision: bare_forward(encoder, files, p, batches[p]))
                 note_decode()
             for peer in peers:
-                note(peer, lambda peer=peer: apart.submit(run_peer, peer, files, batches["fp32"]).result())
+                note(peer, lambda peer=peer: apart.submit(run_peer, peer, files, peers_batch).result())
     a_round = {case: [statistics.mean(x) for x in _by(options.rounds, seconds)] for case, seconds in spent.items()}
 
     def ratio(top: Sequence[float], bottom: Sequence[float]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
@@ -139,6 +140,24 @@ class EncoderConformance:
         first, second = encoder.encode(pixels), encoder.encode(pixels)
         for view in encoder.views:
             assert torch.equal(first[view], second[view]), view
+
+    def test_passes_side_by_side_are_equal(self) -> None:
+        """Where the encoder says that several threads may use it, they get what one gets, bit for bit."""
+        encoder = self.encoder()
+        if not encoder.reentrant:
+            return
+        pixels = [_pixels(encoder, n) for n in (1, 2, 3, 2, 1)]
+
+        def encode(i: int) -> dict[str, torch.Tensor]:
+            return encoder.encode(pixels[i])
+
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as one:
+            expected = list(one.map(encode, range(len(pixels))))
+        with ThreadPoolExecutor(len(pixels), initializer=torch.set_num_threads, initargs=(1,)) as several:
+            found = list(several.map(encode, range(len(pixels))))
+        for one_by_one, at_once in zip(expected, found, strict=True):
+            for view in encoder.views:
+                assert torch.equal(one_by_one[view], at_once[view]), view
 
     def test_images_differ(self) -> None:
         """Two different images have different features in every view."""

@@ -266,33 +266,6 @@ def test_workers_and_this_process_agree(folder):
                 np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("waits", [False, True])
-def test_in_turns_nothing_is_decoded_while_the_caller_works_unless_reading_only_waits(folder, monkeypatch, waits):
-    # More of the processor than there is to have, or nothing: the share itself depends on what else the machine does.
-    monkeypatch.setattr("medprobe.images.decode._BUSY", 1e9 if waits else 0.0)
-    asked = []
-
-    def tasks():
-        for i in range(20):
-            asked.append(i)
-            yield [str(folder / "a/1.png")] * (i + 1), [Geometry((4, 4), 4)]
-
-    seen = []
-    with Decoder(2, in_turns=True) as decoder:
-        for decoded in decoder.stream(tasks()):
-            seen.append(len(decoded.readable))
-            if len(seen) <= 8:  # a turn: four tasks for each worker
-                assert len(asked) == 8
-        assert decoder.in_turns is not waits
-    assert seen == list(range(1, 21))
-
-
-def test_decoding_says_how_long_it_took_and_how_much_of_that_it_computed(folder):
-    elapsed, computed = decode([str(folder / "a/1.png")], [WHOLE]).seconds
-    assert elapsed > 0
-    assert computed > 0
-
-
 def test_workers_end_with_the_process_that_made_them(folder):
     code = (
         "import sys, time\nfrom medprobe.images.decode import Decoder\nfrom medprobe.images.geometry import Geometry\n"

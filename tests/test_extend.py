@@ -258,23 +258,29 @@ def test_the_command_passes_it_on(images, tmp_path):
     assert f"embedded {NEW} images" in said.stdout
 
 
-def test_no_row_is_encoded_before_the_block_ahead_is_committed(images, tmp_path, monkeypatch):
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_no_row_is_encoded_before_the_block_ahead_is_committed(images, tmp_path, monkeypatch, side_by_side):
     """On a processor: rows that are encoded and not committed are never more than a block, so that a kill costs no more."""
-    from threading import Event
+    from threading import Event, Lock
 
     from medprobe.embed import block, pipeline
 
     went_on = Event()
 
+    counting = Lock()
+
     class Counting(FakeEncoder):
+        reentrant = side_by_side
+
         def forward_views(self, pixels):
             views = super().forward_views(pixels)
             if len(pixels) > 1:
-                self.encoded = getattr(self, "encoded", 0) + len(pixels)
-                commits = [*(self.out / "fake--tiny.zarr" / "commits").glob("[0-9]*.json")]
-                self.most = max(getattr(self, "most", 0), self.encoded - BLOCK * len(commits))
-                if self.most > BLOCK:
-                    went_on.set()
+                with counting:
+                    self.encoded = getattr(self, "encoded", 0) + len(pixels)
+                    commits = [*(self.out / "fake--tiny.zarr" / "commits").glob("[0-9]*.json")]
+                    self.most = max(getattr(self, "most", 0), self.encoded - BLOCK * len(commits))
+                    if self.most > BLOCK:
+                        went_on.set()
             return views
 
     def most(out: Path) -> int:

@@ -49,7 +49,8 @@ def test_a_batch_that_was_too_large_is_not_tried_again():
 def test_what_is_chosen_stays_and_partial_batches_say_nothing():
     cuda = torch.device("cuda")
     assert settle(BatchSize.of(10, cuda, 1), lambda n: 1 / n) == 10
-    assert settle(BatchSize.of(None, torch.device("cpu"), 1), lambda n: 1 / n) == 8
+    for side, size in ((28, 32), (224, 4), (336, 1), (1024, 1)):
+        assert settle(BatchSize.of(None, torch.device("cpu"), 3 * side**2), lambda n: 1 / n) == size
     assert settle(BatchSize.of(None, cuda, 3 * 1024**2), lambda n: 1 / n) == 128  # what is staged is bounded
     batch = BatchSize.of(None, cuda, 1)
     for _ in range(10):

@@ -19,6 +19,7 @@ import torch
 
 from medprobe.embed.block import Span
 from medprobe.embed.job import Job, prepare
+from medprobe.embed.memory import keep_freed_memory
 from medprobe.embed.pipeline import Failures, Progress, check_failures, fill_spans
 from medprobe.encoders.base import TOKENS, Encoder, LoadOptions, Preprocess
 from medprobe.encoders.registry import load_encoder
@@ -87,7 +88,7 @@ class Maker:
     def __init__(self, work: Work, device: str) -> None:
         self._work, self._device = work, torch.device(device)
         self._jobs: list[Job] = []
-        self._decoder = Decoder(work.decoders, in_turns=self._device.type == "cpu")
+        self._decoder = Decoder(work.decoders)
 
     def make(self, spans: Sequence[Span]) -> tuple[Failures, Progress]:
         """Make blocks and return what failed in them and what they took.
@@ -98,6 +99,7 @@ class Maker:
         """
         if not self._jobs:
             if self._device.type == "cpu":
+                keep_freed_memory()
                 torch.set_num_threads(self._work.threads)
             self._jobs = [self._job(model) for model in self._work.models]
         progress = Progress(total=sum(map(len, spans)))

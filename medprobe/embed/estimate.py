@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from medprobe.embed.forward import cores_for
 from medprobe.embed.job import Job
 from medprobe.images.decode import chunks, decode, default_workers
 from medprobe.manifest import Manifest
@@ -56,9 +58,12 @@ def estimate(job: Job, blocks: Mapping[int, slice], manifest: Manifest, workers:
     if len(pixels):
         batch = np.resize(pixels, (job.forward.batch.size, *pixels.shape[1:]))
         job.forward.encode(batch)  # the first batch finds its kernels
-        started = time.perf_counter()
-        job.forward.encode(batch)
-        encoding = (time.perf_counter() - started) / len(batch)
+        with cores_for([job.forward]) as cores:
+            started = time.perf_counter()
+            at_work = [job.forward.launch(torch.from_numpy(batch), cores) for _ in range(cores.n if cores else 1)]
+            for parts in at_work:
+                job.forward.finish(parts)
+            encoding = (time.perf_counter() - started) / len(batch) / len(at_work)
     at_once = max(1, min(workers, default_workers()))
     on_cpu = job.encoder.device.type == "cpu"
     of_one = reading / at_once + encoding if on_cpu else max(reading / at_once, encoding)

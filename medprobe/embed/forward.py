@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from medprobe.embed.cores import Cores
 from medprobe.embed.precision import autocast, compile_in_place
 from medprobe.encoders.base import Encoder
 from medprobe.errors import DataError
 
 log = logging.getLogger("medprobe")
 
-# Of 1 to 32 images the middle is fastest for convolutions, whose maps then stay in the caches: 1.4 times as fast as 32.
-_CPU_BATCH = 8
+# On a processor as many images as have the pixels of four at 224 x 224: a pass whose maps stay in the caches is up to 1.4
+# times as fast as one of 32 such images, and one of SAM's takes gigabytes.
+_CPU_BATCH, _CPU_BYTES = 32, 4 * 3 * 224**2
+# A pass of a larger image has work for all cores, and takes too much memory for one a core.
+_SIDE_BY_SIDE_BYTES = 3 * 640**2
 _FIRST_BATCH, _LARGEST_BATCH = 64, 1024
 _STAGED_BYTES = 1 << 29  # of one batch as 8-bit pixels
 _TRIES = 3  # batches of a size that are timed; the first of them finds its kernels and counts for nothing
@@ -45,7 +52,7 @@ class BatchSize:
         if chosen is not None:
             return cls(chosen)
         if device.type != "cuda":
-            return cls(_CPU_BATCH)  # equal batches give equal bytes
+            return cls(max(1, min(_CPU_BATCH, _CPU_BYTES // image_bytes)))  # equal batches give equal bytes
         largest = max(1, min(_LARGEST_BATCH, _STAGED_BYTES // image_bytes))
         return cls(min(_FIRST_BATCH, largest), largest)
 
@@ -77,7 +84,7 @@ class Batch:
 
     Attributes:
         images: 8-bit pixels (B, H, W, 3).
-        views: Float32 (B, width); complete once ``ready``.
+        views: Float32 (B, width); complete once ``ready``. Of a pass that a core has begun, what waits for them.
         ready: Recorded behind the copies to the host, None where nothing is left to wait for.
         began: Recorded ahead of the copy to the device.
         seconds: What the pass took, known with ``views`` where the device works by itself.
@@ -85,7 +92,7 @@ class Batch:
     """
 
     images: torch.Tensor
-    views: dict[str, torch.Tensor]
+    views: dict[str, torch.Tensor] | Callable[[], dict[str, torch.Tensor]]
     seconds: float = 0.0
     began: torch.cuda.Event | None = None
     ready: torch.cuda.Event | None = None
@@ -95,7 +102,8 @@ class Batch:
         if self.ready is not None and self.began is not None:
             self.ready.synchronize()
             self.seconds = self.began.elapsed_time(self.ready) / 1000
-        return {view: values.cpu().numpy() for view, values in self.views.items()}
+        views = self.views() if callable(self.views) else self.views
+        return {view: values.cpu().numpy() for view, values in views.items()}
 
 
 @dataclass
@@ -120,6 +128,13 @@ class Forward:
         """Batches to launch before the result of the first is waited for."""
         return 0 if self.encoder.device.type == "cpu" else 1
 
+    @property
+    def side_by_side(self) -> bool:
+        """Whether passes may run side by side, each on one core."""
+        compiled = self.compile or self.encoder.is_compiled  # for all cores
+        fits = 3 * math.prod(self.encoder.preprocess.geometry.size) <= _SIDE_BY_SIDE_BYTES
+        return self.encoder.device.type == "cpu" and self.encoder.reentrant and fits and not compiled
+
     def staging(self, images: int) -> torch.Tensor:
         """Return memory for 8-bit pixels (images, H, W, 3); page-locked for a CUDA device, so that copies need no waiting.
 
@@ -128,8 +143,12 @@ class Forward:
         size = (images, *self.encoder.preprocess.geometry.size, 3)
         return torch.empty(size, dtype=torch.uint8, pin_memory=self.encoder.device.type == "cuda")
 
-    def launch(self, images: torch.Tensor) -> list[Batch]:
+    def launch(self, images: torch.Tensor, cores: Cores | None = None) -> list[Batch]:
         """Begin the forward passes over 8-bit images (B, H, W, 3), in as many parts as the memory wants.
+
+        Args:
+            images: From :meth:`staging`.
+            cores: Have one of these compute, if passes may run side by side.
 
         Raises:
             DataError: One image alone does not fit.
@@ -141,7 +160,7 @@ class Forward:
             part = images[start : start + self.batch.size]
             out_of_memory = False
             try:
-                parts.append(self._launch(part))
+                parts.append(self._launch(part, cores))
             except torch.OutOfMemoryError:
                 if self.batch.size == 1:
                     raise DataError(
@@ -181,7 +200,9 @@ class Forward:
         staged.numpy()[:] = images
         return self.finish(self.launch(staged))
 
-    def _launch(self, images: torch.Tensor) -> Batch:
+    def _launch(self, images: torch.Tensor, cores: Cores | None) -> Batch:
+        if cores is not None:
+            return Batch(images, cores.begin(self._views, images))
         if self.encoder.device.type != "cuda":
             started = time.perf_counter()
             return Batch(images, self._views(images), time.perf_counter() - started)
@@ -199,6 +220,11 @@ class Forward:
             compile_in_place(self.encoder, pixels, self.precision)
         with autocast(self.precision, self.encoder.device):
             return self.encoder.encode(pixels)
+
+
+def cores_for(forwards: Iterable[Forward]) -> AbstractContextManager[Cores | None]:
+    """Return cores for passes side by side, or None where one of these encoders is to have the whole processor."""
+    return Cores() if all(forward.side_by_side for forward in forwards) else nullcontext()
 
 
 def to_pixels(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from medprobe.embed.forward import BatchSize, Forward, to_pixels
-from medprobe.embed.memory import keep_freed_memory
 from medprobe.embed.precision import MIN_COSINE, choose_precision, lowest_cosine
 from medprobe.encoders.base import Encoder, fingerprint
 from medprobe.errors import DataError, UsageError
@@ -120,8 +119,6 @@ def prepare(
     encoder.to(device)
     if device.type in {"cpu", "cuda"}:
         encoder.module.to(memory_format=torch.channels_last)
-    if device.type == "cpu":
-        keep_freed_memory()
     size = BatchSize.of(batch_size, device, 3 * math.prod(encoder.preprocess.geometry.size))
     if is_there and not overwrite:
         store = FeatureStore(path, partial=True)

@@ -1,8 +1,8 @@
 """Decode, batch, encode, write: the loop that fills the blocks of one or more stores from one pass over the images.
 
-Images are decoded in processes, ahead and without a break between blocks; forward passes are launched one ahead of their
-results on a device that works by itself; finished blocks are written in a thread. Batches end where their block ends, so that
-a block that is made again is made of the same batches.
+Images are decoded in processes, ahead and without a break between blocks; forward passes are launched ahead of their results,
+on a device that works by itself or on the cores of a processor; finished blocks are written in a thread. Batches end where
+their block ends, so that a block that is made again is made of the same batches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from medprobe.embed.block import Block, Span, Writer
-from medprobe.embed.forward import Batch
+from medprobe.embed.cores import Cores
+from medprobe.embed.forward import Batch, cores_for
 from medprobe.embed.job import Job
 from medprobe.errors import DataError
 from medprobe.images.decode import Decoder, Task, chunks
@@ -93,8 +94,8 @@ def fill_spans(
         DataError: More images fail than are allowed, or the disk refuses. Committed blocks stay.
 
     """
-    with Writer() as writer:
-        for block in _encoded(manifest, jobs, spans, decoder, progress, partial(writer.check, wait=True)):
+    with Writer() as writer, cores_for(job.forward for job in jobs) as cores:
+        for block in _encoded(manifest, jobs, spans, decoder, cores, progress, partial(writer.check, wait=True)):
             failures |= {failure.row: failure.reason for found in block.failures for failure in found}
             progress.failures = len(failures)
             check_failures(failures, allowed_failures, manifest)
@@ -135,13 +136,14 @@ def _encoded(
     jobs: Sequence[Job],
     spans: Sequence[Span],
     decoder: Decoder,
+    cores: Cores | None,
     progress: Progress,
     written: Callable[[], None],
 ) -> Iterator[Block]:
     """Yield a block each time that rows of it were decoded or encoded; it is complete the last time, and only then.
 
     On a processor no row is encoded before the block ahead of it is ``written``, so that a process that is killed costs one
-    block and no more: a few milliseconds a block, in which the images go on being decoded. A device that works by itself
+    block and no more: a fraction of a second a block, in which the images go on being decoded. A device that works by itself
     is not kept waiting; there the block ahead may be lost as well.
     """
     waits = not any(job.forward.ahead for job in jobs)
@@ -157,6 +159,13 @@ def _encoded(
 
     stream = decoder.stream(tasks())
     launched: deque[_Launched] = deque()
+
+    def finished(down_to: int) -> Iterator[Block]:
+        while len(launched) > down_to:
+            with progress.spent("encoding"):
+                block = launched.popleft().finish()
+            yield block
+
     block: Block | None = None
     queues: list[_Queue] = []
     while True:
@@ -167,6 +176,7 @@ def _encoded(
         span = asked.popleft()
         if block is None or block.span != span:
             if waits:
+                yield from finished(0)
                 with progress.spent("writing"):
                     written()
             block = Block(span, [jobs[i] for i in span.wanted])
@@ -178,15 +188,9 @@ def _encoded(
         for i, queue in enumerate(queues):
             for batch_rows, images in queue.add(rows, decoded.pixels[queue.geometry], block.unread):
                 with progress.spent("encoding"):
-                    launched.append(_Launched(block, i, batch_rows, queue.job.forward.launch(images)))
-                while len(launched) > queue.job.forward.ahead:
-                    with progress.spent("encoding"):
-                        finished = launched.popleft().finish()
-                    yield finished
-    while launched:
-        with progress.spent("encoding"):
-            finished = launched.popleft().finish()
-        yield finished
+                    launched.append(_Launched(block, i, batch_rows, queue.job.forward.launch(images, cores)))
+                yield from finished(cores.ahead if cores else queue.job.forward.ahead)
+    yield from finished(0)
 
 
 def _geometries(jobs: Sequence[Job], span: Span) -> list[Geometry]:

@@ -19,6 +19,7 @@ from medprobe.embed.estimate import Estimate, estimate
 from medprobe.embed.extend import in_place, in_store_order, rows_to_do
 from medprobe.embed.job import prepare
 from medprobe.embed.local import LocalWorker
+from medprobe.embed.memory import keep_freed_memory
 from medprobe.embed.normalize import ENCODER, channel_statistics, parse_normalize, with_normalization
 from medprobe.embed.pipeline import Progress, failures_before, fill_spans, spans_of
 from medprobe.embed.precision import choose_devices
@@ -175,6 +176,9 @@ def embed(
                 "--overwrite: not with several ranks, each of which would delete what the others have made"
             )
     allowed = failure_limit(max_failures, len(manifest), few_volumes(manifest, _FEW_FAILURES))
+    devices = choose_devices(device, share)
+    if devices[0].type == "cpu":
+        keep_freed_memory()
     mode = parse_normalize(normalize)
     options = LoadOptions(weights=weights, image_size=image_size, exact_decode=exact_decode)
     encoders = [m if isinstance(m, Encoder) else load_encoder(m, options) for m in names]
@@ -190,7 +194,6 @@ def embed(
         encoders = [encoder.with_tokens() for encoder in encoders]
     if engine not in ENGINES:
         raise UsageError(f"--engine {engine}: one of {', '.join(ENGINES)}")
-    devices = choose_devices(device, share)
     folder = located(out)
     if isinstance(folder, Url) and folder.is_read_only:
         raise UsageError(f"--out {folder}: a web server is only read from; write to s3://, gs:// or az://, or a folder")
@@ -202,11 +205,11 @@ def embed(
     if not overwrite:
         manifest = in_store_order(manifest, paths)
     with (
-        Decoder(default_workers() if workers is None else workers, in_turns=devices[0].type == "cpu") as decoder,
+        Decoder(default_workers() if workers is None else workers) as decoder,
         tempfile.TemporaryDirectory(prefix="medprobe-") as elsewhere,
     ):
         here = engine == "local" and len(devices) == 1
-        if here and not decoder.in_turns and not dry_run and any(overwrite or not is_store_at(path) for path in paths):
+        if here and not dry_run and any(overwrite or not is_store_at(path) for path in paths):
             decoder.begin()  # so that they start while the encoders are tried
         jobs = []
         statistics = cache(partial(channel_statistics, manifest, decoder))  # one reading of the images for all encoders

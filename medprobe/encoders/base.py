@@ -99,6 +99,8 @@ class Encoder(abc.ABC):
         module: The network, in evaluation mode and without gradients.
         card: Licence, citation, training data.
         architecture: What the weights are loaded into (part of the fingerprint).
+        reentrant: Whether several threads may call :meth:`forward_views` at once: it leaves nothing on the encoder or its
+            modules, not by a hook either. On a processor passes then run side by side, one a core.
 
     """
 
@@ -109,6 +111,7 @@ class Encoder(abc.ABC):
     module: torch.nn.Module
     card: Card = Card()
     architecture: str = ""
+    reentrant: bool = False
 
     @abc.abstractmethod
     def forward_views(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ class PixelEncoder(Encoder):
     """
 
     side = 16
+    reentrant = True
 
     def __init__(self, name: str, image_size: int, exact_decode: bool) -> None:
         self.name = name

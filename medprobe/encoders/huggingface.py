@@ -87,6 +87,8 @@ class HuggingFaceEncoder(Encoder):
     the space of captions. Default: ``projected``, else ``cls``, else ``pooled``.
     """
 
+    reentrant = True
+
     def __init__(
         self,
         name: str,

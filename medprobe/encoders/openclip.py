@@ -57,6 +57,8 @@ class OpenClipEncoder(Encoder):
     (before it, where an attention pool comes first, as in CoCa), and ``blocks`` of four evenly spaced blocks.
     """
 
+    reentrant = True
+
     def __init__(
         self, name: str, module: torch.nn.Module, preprocess: Preprocess, card: Card, architecture: str
     ) -> None:

@@ -76,6 +76,8 @@ class SamEncoder(Encoder):
     to 256/224 of the size and the centre is taken.
     """
 
+    reentrant = True
+
     def __init__(self, name: str, module: SamViT, preprocess: Preprocess, architecture: str) -> None:
         self.name = name
         self.module = module

@@ -37,6 +37,8 @@ class Sam2Encoder(Encoder):
     no norm after the stages, as in the original.
     """
 
+    reentrant = True
+
     def __init__(self, name: str, module: torch.nn.Module, preprocess: Preprocess, architecture: str) -> None:
         self.name = name
         self.module = module

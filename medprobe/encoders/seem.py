@@ -175,6 +175,8 @@ class SeemEncoder(Encoder):
     aspect of an image; here it is squashed to 256/224 of the size and the centre is taken.
     """
 
+    reentrant = True
+
     def __init__(self, name: str, module: nn.Module, preprocess: Preprocess, card: Card, architecture: str) -> None:
         self.name = name
         self.module = module

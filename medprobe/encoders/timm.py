@@ -34,6 +34,8 @@ class TimmEncoder(Encoder):
     as ``pooled``. A convolutional or windowed network has one view, ``mean``: the vector that its classifier sees.
     """
 
+    reentrant = True
+
     def __init__(
         self, name: str, module: torch.nn.Module, preprocess: Preprocess, card: Card, architecture: str
     ) -> None:

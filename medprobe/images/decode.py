@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -44,10 +43,6 @@ _CHUNK_BYTES = 1 << 24  # of pixels that travel together, at most
 _AHEAD = 2
 # Pixels that may wait for their turn, however many workers there are, so that memory does not grow with them.
 _WAITING_BYTES = 1 << 28
-# Of a turn, for each worker: the more there are, the less a worker waits for the others at the end of it.
-_CHUNKS_A_TURN = 4
-# Share of its time that a worker computes in: below, it waits for a disk or a network, and had better do so meanwhile.
-_BUSY = 0.5
 
 
 @dataclass
@@ -63,7 +58,6 @@ class Decoded:
         reasons: Why each unreadable image is so, in their order.
         stamps: Of each image that was downloaded, what its server said of it then; None for files, which are looked at.
         thumbnails: Of the readable images, as JPEG files; none where none are wanted.
-        seconds: How long that took, and how long of it the processor worked.
 
     """
 
@@ -74,12 +68,10 @@ class Decoded:
     reasons: list[str]
     stamps: Sequence[Stamp | None]
     thumbnails: list[bytes] = field(default_factory=list)
-    seconds: tuple[float, float] = (0.0, 0.0)
 
 
 def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry], thumbnails: bool = False) -> Decoded:
     """Return some images, decoded once and resized for every geometry. Nothing is raised for a bad image."""
-    began = time.perf_counter(), time.process_time()
     pixels: list[list[np.ndarray]] = [[] for _ in geometries]
     readable = np.zeros(len(payloads), dtype=bool)
     digests = np.zeros((len(payloads), DIGEST_BYTES), dtype=np.uint8)
@@ -105,8 +97,7 @@ def decode(payloads: Sequence[Payload], geometries: Sequence[Geometry], thumbnai
         np.stack(images) if images else np.zeros((0, *geometry.size, 3), dtype=np.uint8)
         for images, geometry in zip(pixels, geometries, strict=True)
     ]
-    seconds = time.perf_counter() - began[0], time.process_time() - began[1]
-    return Decoded(stacks, readable, digests, appearance, reasons, said, small, seconds)
+    return Decoded(stacks, readable, digests, appearance, reasons, said, small)
 
 
 @contextlib.contextmanager
@@ -219,14 +210,11 @@ class Decoder:
 
     Args:
         workers: Number of processes; 0 decodes in this one.
-        in_turns: Decode while the caller waits, and rest while it works, for a caller that computes on the same cores: threads
-            of one product wait for each other, so that an image decoded beside them on one core holds up all cores.
-            Given up where reading is waiting for a disk or a network rather than computing.
 
     """
 
-    def __init__(self, workers: int, *, in_turns: bool = False) -> None:
-        self.workers, self.in_turns = workers, in_turns
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
         self._pool: Any = None
         self._free: list[Memory] = []
 
@@ -261,8 +249,7 @@ class Decoder:
 
         The pixels are there until the next is asked for, and then perhaps overwritten.
 
-        Later ones are decoded while the first are waited for, as many as ``_WAITING_BYTES`` allow, two at least; in turns,
-        ``_CHUNKS_A_TURN`` for each worker, and none before all of those are taken.
+        Later ones are decoded while the first are waited for, as many as ``_WAITING_BYTES`` allow, two at least.
         """
         if self.workers == 0:
             for task in tasks:
@@ -271,15 +258,11 @@ class Decoder:
         rest = iter(tasks)
         finished: SimpleQueue[None] = SimpleQueue()  # an entry for each task that is done
         waiting: deque[_Asked] = deque()
-        resting = False
-        took = np.zeros(2)  # seconds of a turn, and of the processor
         while True:
-            if not resting:
-                self._fill_up(waiting, rest, finished)
+            self._fill_up(waiting, rest, finished)
             if not waiting:
                 return
-            resting = self.in_turns and all(asked.done for asked in waiting)
-            if not (resting if self.in_turns else waiting[0].done):
+            if not waiting[0].done:
                 finished.get()
                 continue
             first = waiting.popleft()
@@ -287,7 +270,6 @@ class Decoder:
                 decoded, shapes = first.future.result()
                 if first.memory is not None and shapes is not None:
                     decoded.pixels = first.memory.look(shapes)
-                took += decoded.seconds
                 yield decoded
                 if first.memory is not None:
                     self._free.append(first.memory)
@@ -295,9 +277,6 @@ class Decoder:
                 self._stop()
                 yield self._one_by_one(first.task)
                 waiting = deque(a if a.done and not a.lost else self._ask(a.task, finished) for a in waiting)
-            if resting and not waiting:
-                self.in_turns, resting = bool(took[1] >= _BUSY * took[0]), False
-                took[:] = 0
 
     def _fill_up(self, waiting: deque[_Asked], rest: Iterator[Task], finished: SimpleQueue[None]) -> None:
         if any(asked.lost for asked in waiting):
@@ -305,8 +284,6 @@ class Decoder:
         bytes_waiting = sum(_pixel_bytes(*asked.task[:2]) for asked in waiting)
         at_work = sum(not asked.done for asked in waiting)
         while at_work < self.workers * _AHEAD and (bytes_waiting < _WAITING_BYTES or len(waiting) < _AHEAD):
-            if self.in_turns and len(waiting) >= self.workers * _CHUNKS_A_TURN:
-                return
             task = next(rest, None)
             if task is None:
                 return
