@@ -15,5 +15,9 @@ class DataError(MedprobeError):
     """A manifest, image, store or result that cannot be used as it is (exit status 1)."""
 
 
+class UnreadableError(DataError):
+    """A store that the disk refuses to read, perhaps for a moment: nothing is known of what is in it."""
+
+
 class MedprobeWarning(UserWarning):
     """Something that a reader of the numbers must know, although they could be computed."""

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from medprobe.errors import DataError
+from medprobe.errors import DataError, UnreadableError
 from medprobe.storage import AnyPlace, Place, located, storage_at
 from medprobe.store_place import whereabouts
 from medprobe.store_records import Commit, Plan, chunk_key, commit_key
@@ -65,8 +65,7 @@ class FeatureStore:
         try:
             self._group = zarr.open_group(self._storage.zarr(), mode="r", zarr_format=3)
         except (OSError, ValueError, KeyError) as error:
-            if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EACCES):
-                raise DataError(f"{self.path} could not be read: {error.strerror}") from error
+            self._refuse_unreadable(error)
             raise DataError(f"{self.path}: no feature store there (medprobe embed makes one)") from error
         meta: Any = self._group.attrs.get("medprobe")
         if not isinstance(meta, Mapping) or "format" not in meta:
@@ -112,6 +111,10 @@ class FeatureStore:
             raise DataError(f"{self.path}: it was extended or made again while it was open; open it once more")
         return commits
 
+    def _refuse_unreadable(self, error: Exception) -> None:
+        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EACCES):
+            raise UnreadableError(f"{self.path} could not be read: {error.strerror}") from error
+
     @property
     def missing_blocks(self) -> list[int]:
         """Numbers of the blocks that are still to be made."""
@@ -124,6 +127,7 @@ class FeatureStore:
             names = [str(name) for name in self.samples_group.attrs["columns"]]  # type: ignore[union-attr]
             columns = {name: np.asarray(self.samples_group[name][:]) for name in names}  # type: ignore[index]
         except (OSError, ValueError, KeyError) as error:
+            self._refuse_unreadable(error)
             raise DataError(
                 f"{self.path}: its table of samples is damaged ({error}); run the embed command again"
             ) from error

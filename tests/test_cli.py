@@ -136,7 +136,7 @@ def test_an_interrupted_embedding_says_so_and_is_finished_by_the_same_command(im
     script = (
         "import time, medprobe.embed.forward as forward, medprobe.cli as cli\n"
         "launch = forward.Forward.launch\n"
-        "def slow(self, images): time.sleep(0.3); return launch(self, images)\n"
+        "def slow(*given): time.sleep(0.3); return launch(*given)\n"
         "forward.Forward.launch = slow\n"
         f"cli.app({[str(part) for part in command]!r})\n"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 from pathlib import Path
 
@@ -256,6 +258,27 @@ def test_the_command_passes_it_on(images, tmp_path):
     said = CliRunner().invoke(app, [*arguments, "--extend"])
     assert said.exit_code == 0, said.output
     assert f"embedded {NEW} images" in said.stdout
+
+
+@pytest.mark.parametrize("what", ["zarr.json", "samples/id"])
+def test_a_store_that_cannot_be_read_for_a_moment_is_not_taken_for_another(images, tmp_path, monkeypatch, what):
+    """Its order would not be known, and the images be said to be others, which --overwrite would embed again."""
+    (report,) = embed(images, tmp_path / "out")
+    draw(images, range(OLD, OLD + NEW))
+    read, failures = io.open, [1]
+
+    def failing(file, *args, **kwargs):
+        if Path(str(file)).is_relative_to(report.path / what) and failures:
+            failures.pop()
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
+        return read(file, *args, **kwargs)
+
+    monkeypatch.setattr(io, "open", failing)
+    with pytest.raises(DataError, match=r"fake--tiny\.zarr could not be read: Input/output error"):
+        embed(images, tmp_path / "out", extend=True)
+    assert not failures
+    embed(images, tmp_path / "out", extend=True)
+    assert contents(report.path) == contents(fresh(images, tmp_path / "fresh").path)
 
 
 @pytest.mark.parametrize("side_by_side", [False, True])

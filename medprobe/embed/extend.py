@@ -11,7 +11,7 @@ import pandas as pd
 
 from medprobe.embed.job import Job
 from medprobe.embed.resume import blocks_to_do
-from medprobe.errors import DataError
+from medprobe.errors import DataError, UnreadableError
 from medprobe.images.sources import ImageSource
 from medprobe.manifest import Manifest
 from medprobe.storage import Place
@@ -28,6 +28,10 @@ def in_store_order(manifest: Manifest, stores: Sequence[Place]) -> Manifest:
     """Return a manifest with the samples of a store first, in its order, and those that it lacks behind them in their own.
 
     Of several stores, and of drafts that extend them, the one with the most samples decides, unless it has others.
+
+    Raises:
+        UnreadableError: The disk refuses to read one of them.
+
     """
     ids = manifest.samples["id"]
     first = np.zeros(0, dtype=np.intp)
@@ -40,6 +44,8 @@ def in_store_order(manifest: Manifest, stores: Sequence[Place]) -> Manifest:
                 rows = np.arange(store.plan.rows)
             else:
                 rows = pd.Index(ids).get_indexer(store.manifest["id"])
+        except UnreadableError:  # read a moment later, it would be a store of other samples
+            raise
         except DataError:  # whatever is wrong with it is said when it is opened to go on
             continue
         if (rows >= 0).all():
