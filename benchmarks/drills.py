@@ -48,9 +48,7 @@ _ERRORS = (errno.EIO, errno.ENOSPC, errno.EACCES)
 class Logged(FakeEncoder):
     """Writes down how many images it has encoded, in a file, so that repeated work can be counted after a kill."""
 
-    reentrant = (
-        True  # side by side, as encoders are run; no row of it is made not finite, for which they would be counted
-    )
+    reentrant = True  # as the encoders that people use are: none of its rows is made not finite, which counts images
 
     def __init__(self, log: Path, delay: float) -> None:
         super().__init__(width=8, views=("cls", "mean"), image_size=16, delay=delay)

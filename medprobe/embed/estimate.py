@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from medprobe.embed.forward import cores_for
 from medprobe.embed.job import Job
@@ -56,11 +55,12 @@ def estimate(job: Job, blocks: Mapping[int, slice], manifest: Manifest, workers:
     encoding = 0.0
     pixels = decoded.pixels[0]
     if len(pixels):
-        batch = np.resize(pixels, (job.forward.batch.size, *pixels.shape[1:]))
-        job.forward.encode(batch)  # the first batch finds its kernels
+        batch = job.forward.staging(job.forward.batch.size)
+        batch.numpy()[:] = np.resize(pixels, batch.shape)
+        job.forward.finish(job.forward.launch(batch))  # the first batch finds its kernels
         with cores_for([job.forward]) as cores:
             started = time.perf_counter()
-            at_work = [job.forward.launch(torch.from_numpy(batch), cores) for _ in range(cores.n if cores else 1)]
+            at_work = [job.forward.launch(batch, cores) for _ in range(cores.n if cores else 1)]
             for parts in at_work:
                 job.forward.finish(parts)
             encoding = (time.perf_counter() - started) / len(batch) / len(at_work)
