@@ -16,7 +16,6 @@ as it was loaded, on batches that are fastest for them.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import platform
 import statistics
@@ -34,13 +33,13 @@ from precision import initialised
 
 import medprobe
 from medprobe.embed.forward import BatchSize, Forward, cores_for, to_pixels
-from medprobe.embed.memory import keep_freed_memory
 from medprobe.embed.precision import autocast, choose_device, choose_precision
 from medprobe.encoders.base import Encoder, LoadOptions
 from medprobe.encoders.registry import load_encoder
 from medprobe.images.decode import decode, default_workers
 from medprobe.images.geometry import Geometry
 from medprobe.images.raster import load_rgb, read_source
+from medprobe.memory import keep_freed_memory
 
 MODELS = ("dinov2/vits14", "imagenet/resnet50", "imagenet/efficientnet-lite0")
 _PICTURES = 8  # distinct ones; the rest are links to them
@@ -107,7 +106,7 @@ def bare_forward(encoder: Encoder, files: Sequence[str], precision: str, batch: 
 def fastest_batch(encoder: Encoder, files: Sequence[str], precision: str) -> int:
     """Return how many images a bare forward pass had best take."""
     if encoder.device.type != "cuda":
-        return BatchSize.of(None, encoder.device, 3 * math.prod(encoder.preprocess.geometry.size)).size
+        return BatchSize.of(None, encoder.device, encoder.preprocess.geometry.image_bytes).size
     return min(_GPU_BATCHES, key=lambda batch: bare_forward(encoder, files, precision, batch))
 
 

@@ -25,12 +25,12 @@ import pandas as pd
 from embed import bare_forward, draw, fastest_batch, load
 
 import medprobe
-from medprobe.embed.memory import keep_freed_memory
 from medprobe.embed.precision import choose_device, choose_precision
 from medprobe.encoders.base import Encoder
 from medprobe.images.decode import decode, default_workers
 from medprobe.images.geometry import Geometry
 from medprobe.images.sources import Payload
+from medprobe.memory import keep_freed_memory
 from medprobe.store import APPEARANCE_ARRAY, DIGEST_ARRAY, STAMP_ARRAY
 from medprobe.store_records import Plan
 from medprobe.store_writer import create_store, write_block

@@ -12,11 +12,10 @@ import numpy as np
 import pandas as pd
 
 from medprobe.errors import DataError, UsageError
-from medprobe.images.sources import ArrayImages, Box, FileImages, ImageSource, Rearranged
-from medprobe.storage import AnyPlace, Place, Url, below, located, shown
-from medprobe.tables import IDENTIFYING_COLUMNS, as_text, leaves_folder, marks_of, read_table, texts, typed
+from medprobe.images.sources import ArrayImages, FileImages, ImageSource, Rearranged
+from medprobe.storage import AnyPlace, Url, located
+from medprobe.tables import as_text, marks_of
 
-PATH_COLUMNS = ("path", "file", "filepath", "file_path", "filename", "file_name", "image", "image_path")
 _TABLE_NAMES = {"data", "index", "labels", "manifest", "metadata", "train"}  # which say nothing about the data
 _TABLES = {".csv", ".tsv", ".parquet"}
 GROUP_COLUMNS = ("patient", "patient_id", "patientid", "subject", "subject_id", "group")
@@ -238,8 +237,18 @@ def read_manifest(
             series=None if volumes is None else slicing,
         )
     elif path.suffix.lower() in _TABLES:
+        from medprobe.image_table import read_image_table
+
         beside = path.parent if root is None else located(root)
-        manifest = _from_table(path, beside, path_col, group_col, keep_cols, box_cols, mask_col)
+        manifest = read_image_table(
+            path,
+            root=beside,
+            path_col=path_col,
+            group_col=group_col,
+            keep_cols=keep_cols,
+            box_cols=box_cols,
+            mask_col=mask_col,
+        )
     elif path.suffix.lower() == ".npz" and isinstance(path, Url):
         raise UsageError(f"{path}: an .npz file is read from a folder of this machine; copy it there first")
     elif path.suffix.lower() == ".npz":
@@ -329,93 +338,6 @@ def _with_roles(
         samples = samples.assign(**{group: samples[group].map(as_text).astype(object)})
     roles = replace(manifest.roles, labels=labels, group=group, split=split)
     return replace(manifest, samples=samples, roles=roles, notes=tuple(notes))
-
-
-def _from_table(
-    path: Place,
-    root: Place,
-    path_col: str | None,
-    group_col: str | None,
-    keep_cols: Sequence[str],
-    box_cols: Sequence[str],
-    mask_col: str | None,
-) -> Manifest:
-    table = read_table(path)
-    by_lower = {str(c).lower(): str(c) for c in reversed(table.columns)}
-    if path_col is not None and path_col not in table.columns:
-        raise UsageError(
-            f"--path-col {path_col}: {path.name} has no such column; there are: {', '.join(table.columns)}"
-        )
-    where = path_col or next((by_lower[name] for name in PATH_COLUMNS if name in by_lower), None)
-    if where is None:
-        raise DataError(
-            f"{path}: no column of image paths (looked for {', '.join(PATH_COLUMNS)}; "
-            f"there are: {', '.join(table.columns)}). Name it with --path-col."
-        )
-    empty = table.index[table[where].isna()]
-    if len(empty):
-        raise DataError(f"{path}: column '{where}' is empty in {len(empty)} rows (first: data row {empty[0] + 1})")
-    paths = table[where].map(as_text)
-    for column in (where, mask_col):
-        if column not in table.columns:
-            continue
-        outside = np.flatnonzero(table[column].map(as_text).map(str).map(leaves_folder))
-        if len(outside):
-            raise DataError(
-                f"{path}: column '{column}' leaves the table's folder ('..') in {len(outside)} rows (first: data row "
-                f"{outside[0] + 1}); write absolute paths, or put the table above its files"
-            )
-    boxes, masks = _boxes(path, table, box_cols), _masks(path, root, table, mask_col)
-    ids = table["id"].map(as_text) if "id" in table.columns else paths.map(shown)
-    if boxes is not None and "id" not in table.columns:
-        ids = ids + ["@" + ",".join(map(str, box)) for box in boxes]
-    if ids.isna().any():
-        raise DataError(f"{path}: column 'id' is empty in {int(ids.isna().sum())} rows")
-    double = ids[ids.duplicated()]
-    if len(double):
-        column = "id" if "id" in table.columns else where
-        raise DataError(f"{path}: column '{column}' names {len(double)} samples twice (first: {double.iloc[0]})")
-    named = {group_col, *keep_cols}
-    identifying = [c for c in table.columns if c.lower() in IDENTIFYING_COLUMNS and c not in named and c != where]
-    kept = [c for c in table.columns if c not in {"id", where, mask_col, *identifying}]
-    samples = pd.DataFrame({"id": ids.to_numpy(dtype=object)})
-    groups = {group_col, *(c for c in kept if c.lower() in GROUP_COLUMNS)}
-    for column in kept:
-        # As numbers, patients 1.10 and 1.1 would be one.
-        samples[column] = texts(table[column]) if column in groups else typed(table[column])
-    notes = []
-    if identifying:
-        notes.append(
-            f"left out of the store, as they may name a person: {', '.join(identifying)} (--keep-col NAME keeps one)"
-        )
-    files = [below(root, p) for p in paths]
-    return Manifest(samples, FileImages(files, boxes=boxes, masks=masks), Roles(), tuple(notes))
-
-
-def _boxes(path: Place, table: pd.DataFrame, columns: Sequence[str]) -> list[Box] | None:
-    if not columns:
-        return None
-    if len(columns) != 4:
-        raise UsageError(f"--box-cols {','.join(columns)}: four columns, of left, top, width and height")
-    unknown = [c for c in columns if c not in table.columns]
-    if unknown:
-        raise UsageError(f"--box-cols: {path.name} has no column '{unknown[0]}'; there are: {', '.join(table.columns)}")
-    numbers = table[list(columns)].apply(pd.to_numeric, errors="coerce").round()
-    empty = np.flatnonzero(numbers.isna().any(axis=1))
-    if len(empty):
-        raise DataError(f"{path}: no box in {len(empty)} rows (first: data row {empty[0] + 1})")
-    return [(int(left), int(top), int(width), int(height)) for left, top, width, height in numbers.to_numpy()]
-
-
-def _masks(path: Place, root: Place, table: pd.DataFrame, column: str | None) -> list[str] | None:
-    if column is None:
-        return None
-    if column not in table.columns:
-        raise UsageError(f"--mask-col {column}: {path.name} has no such column; there are: {', '.join(table.columns)}")
-    empty = np.flatnonzero(table[column].isna())
-    if len(empty):
-        raise DataError(f"{path}: no mask in {len(empty)} rows (first: data row {empty[0] + 1})")
-    return [below(root, str(mask)) for mask in table[column]]
 
 
 def _from_npz(path: Path) -> Manifest:

@@ -4,14 +4,20 @@ import ctypes
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from medprobe.embed.memory import keep_freed_memory
+from medprobe.images.decode import Decoder
+from medprobe.images.geometry import Geometry
+from medprobe.memory import keep_freed_memory
 
 _FAULTS = """
 import resource, sys, threading, torch
-from medprobe.embed.memory import keep_freed_memory
+from medprobe.images.decode import Decoder
+from medprobe.images.geometry import Geometry
+from medprobe.memory import keep_freed_memory
 _, how, where = sys.argv
 assert how == "default" or keep_freed_memory()
 def compute():
@@ -47,3 +53,19 @@ def test_other_c_libraries_are_left_alone(problem: Exception, monkeypatch: pytes
 
     monkeypatch.setattr(ctypes, "CDLL", absent)
     assert not keep_freed_memory()
+
+
+def _faults_of_children() -> int:
+    """Return the page faults, so far, of the processes that this one has started."""
+    children = [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    return sum(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7]) for pid in children)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+def test_processes_that_read_images_use_their_memory_again(tmp_path: Path) -> None:
+    n = 24
+    Image.new("RGB", (600, 450)).save(tmp_path / "a.png")
+    with Decoder(1) as decoder:
+        chunks = [[str(tmp_path / "a.png")] * n] * 12
+        faults = [_faults_of_children() for _ in decoder.run(chunks, [Geometry(size=(224, 224), resize=256)])]
+    assert faults[-1] - faults[5] < 6 * n * 10  # the pages of one image are 264

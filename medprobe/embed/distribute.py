@@ -19,7 +19,6 @@ import torch
 
 from medprobe.embed.block import Span
 from medprobe.embed.job import Job, prepare
-from medprobe.embed.memory import keep_freed_memory
 from medprobe.embed.pipeline import Failures, Progress, check_failures, fill_spans
 from medprobe.encoders.base import TOKENS, Encoder, LoadOptions, Preprocess
 from medprobe.encoders.registry import load_encoder
@@ -27,6 +26,7 @@ from medprobe.errors import DataError
 from medprobe.images.decode import Decoder
 from medprobe.images.processes import interrupts_blocked
 from medprobe.manifest import Manifest
+from medprobe.memory import keep_freed_memory
 from medprobe.storage import Place
 from medprobe.store import FeatureStore
 

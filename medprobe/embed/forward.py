@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -132,7 +131,7 @@ class Forward:
     def side_by_side(self) -> bool:
         """Whether passes may run side by side, each on one core."""
         compiled = self.compile or self.encoder.is_compiled  # for all cores
-        fits = 3 * math.prod(self.encoder.preprocess.geometry.size) <= _SIDE_BY_SIDE_BYTES
+        fits = self.encoder.preprocess.geometry.image_bytes <= _SIDE_BY_SIDE_BYTES
         return self.encoder.device.type == "cpu" and self.encoder.reentrant and fits and not compiled
 
     def staging(self, images: int) -> torch.Tensor:

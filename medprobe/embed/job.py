@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -119,7 +118,7 @@ def prepare(
     encoder.to(device)
     if device.type in {"cpu", "cuda"}:
         encoder.module.to(memory_format=torch.channels_last)
-    size = BatchSize.of(batch_size, device, 3 * math.prod(encoder.preprocess.geometry.size))
+    size = BatchSize.of(batch_size, device, encoder.preprocess.geometry.image_bytes)
     if is_there and not overwrite:
         store = FeatureStore(path, partial=True)
         _check_same(store, manifest, provenance, precision, dtype, extend_in is not None, thumbnails)

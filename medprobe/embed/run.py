@@ -19,7 +19,6 @@ from medprobe.embed.estimate import Estimate, estimate
 from medprobe.embed.extend import in_place, in_store_order, rows_to_do
 from medprobe.embed.job import prepare
 from medprobe.embed.local import LocalWorker
-from medprobe.embed.memory import keep_freed_memory
 from medprobe.embed.normalize import ENCODER, channel_statistics, parse_normalize, with_normalization
 from medprobe.embed.pipeline import Progress, failures_before, fill_spans, spans_of
 from medprobe.embed.precision import choose_devices
@@ -32,6 +31,7 @@ from medprobe.images.decode import Decoder, decode, default_workers
 from medprobe.images.geometry import Geometry
 from medprobe.images.window import FILE, parse_window
 from medprobe.manifest import Manifest, Reading, manifest_of
+from medprobe.memory import keep_freed_memory
 from medprobe.storage import AnyPlace, Place, Url, located
 from medprobe.store import FeatureStore
 from medprobe.store_place import settle

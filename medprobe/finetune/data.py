@@ -48,7 +48,7 @@ class ReadImages:
     def __init__(self, manifest: Manifest, decoder: Decoder, geometry: Geometry, memory: float) -> None:
         self.path = Path(manifest.name or "data")
         self._images, self._geometry = manifest.images, geometry
-        n_bytes = len(manifest) * geometry.size[0] * geometry.size[1] * 3
+        n_bytes = len(manifest) * geometry.image_bytes
         self.in_memory = n_bytes <= memory
         if not self.in_memory and isinstance(manifest.images, ArrayImages):
             raise UsageError(

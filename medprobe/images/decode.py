@@ -34,6 +34,7 @@ from medprobe.images.raster import (
 )
 from medprobe.images.sources import ImageSource, Part, Payload, Slice, Source, Stamp
 from medprobe.images.thumbnail import GEOMETRY, jpeg
+from medprobe.memory import keep_freed_memory
 from medprobe.storage import is_url
 
 CHUNK = 24  # images: with two chunks in flight, enough to go on reading while a batch is encoded
@@ -43,6 +44,7 @@ _CHUNK_BYTES = 1 << 24  # of pixels that travel together, at most
 _AHEAD = 2
 # Pixels that may wait for their turn, however many workers there are, so that memory does not grow with them.
 _WAITING_BYTES = 1 << 28
+_KEPT_BYTES = 1 << 26  # freed memory that a worker keeps: for a chunk, and the images that it was made from
 
 
 @dataclass
@@ -175,6 +177,12 @@ class Task(NamedTuple):
 _Answer = tuple[Decoded, list[Shape] | None]
 
 
+def _begin(caller: int) -> None:
+    """Make ready what a worker is in, once."""
+    follow_the_caller(caller)
+    keep_freed_memory(_KEPT_BYTES)
+
+
 def _decode_into(place: str | None, task: Task) -> _Answer:
     """Return :func:`decode` of a task, and the shapes of its pixels if these are left in the caller's memory."""
     decoded = decode(*task)
@@ -183,7 +191,7 @@ def _decode_into(place: str | None, task: Task) -> _Answer:
 
 
 def _pixel_bytes(chunk: Sequence[Payload], geometries: Sequence[Geometry]) -> int:
-    return len(chunk) * sum(3 * math.prod(geometry.size) for geometry in geometries)
+    return len(chunk) * sum(geometry.image_bytes for geometry in geometries)
 
 
 @dataclass
@@ -308,7 +316,7 @@ class Decoder:
             from joblib.externals.loky import ProcessPoolExecutor
 
             self._pool = ProcessPoolExecutor(
-                max_workers=self.workers, timeout=60, initializer=follow_the_caller, initargs=(os.getpid(),)
+                max_workers=self.workers, timeout=60, initializer=_begin, initargs=(os.getpid(),)
             )
         try:
             with interrupts_blocked():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,6 +60,11 @@ class Geometry:
             "window": str(self.window),
             "jpeg_decode": "exact" if self.exact_decode else "reduced to no less than twice the resized shorter side",
         }
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image of that size, as 8-bit RGB."""
+        return 3 * math.prod(self.size)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Return width and height of an image of that width and height after the resize, before the crop."""
