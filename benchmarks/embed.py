@@ -3,6 +3,7 @@
     python benchmarks/embed.py                                   # ViT-S/14, ResNet-50 and EfficientNet-Lite0, on this CPU
     python benchmarks/embed.py --device cuda --images 8192
     python benchmarks/embed.py --model dinov2/vits14 --weights FILE --size 600x450 --format JPEG
+    python benchmarks/embed.py --model free --no-peers --images 8192 --size 600x450
 
 Everything is measured in turn, in several rounds of one process, and the ratios are medians over the rounds: a machine that
 does something else meanwhile slows both sides of a ratio. ``limit`` is what the machine allows: on a CPU, where reading and
@@ -11,6 +12,9 @@ decode. The pipeline is all of ``medprobe.embed`` once its encoder is loaded and
 syncing, and what is left of the start of its processes. Bare forward passes run one a core on a CPU, as in the pipeline; on
 a GPU they take the fastest of the sizes of batch that the pipeline tries. Peers run in a process of their own with the encoder
 as it was loaded, on batches that are fastest for them.
+
+``free`` is an encoder that takes no time, with the input and the views of ViT-S/14: a GPU that is faster than its machine can
+read. What its pipeline lacks of the limit is what ``medprobe.embed`` itself takes of the machine.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
@@ -40,10 +45,11 @@ from medprobe.images.decode import decode, default_workers
 from medprobe.images.geometry import Geometry
 from medprobe.images.raster import load_rgb, read_source
 from medprobe.memory import keep_freed_memory
+from medprobe.testing import FakeEncoder
 
 MODELS = ("dinov2/vits14", "imagenet/resnet50", "imagenet/efficientnet-lite0")
 _PICTURES = 8  # distinct ones; the rest are links to them
-_DECODED = 64  # by each process
+_DECODED = 128  # by each process
 _BARE_BATCHES = 4
 _GPU_BATCHES = (64, 128, 256, 512, 1024)
 _PEERS_CPU_BATCH = 8  # the fastest of 1 to 64 where all cores share a batch
@@ -64,8 +70,28 @@ def draw(folder: Path, n: int, size: str, file_format: str) -> list[str]:
     return sorted(map(str, folder.iterdir()))
 
 
+class Free(FakeEncoder):
+    """Takes no time, and says the same of every image: 4,608 numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(width=1536, views=("cls", "mean", "patches"), image_size=224, name="fake/free")
+        geometry = Geometry(size=(224, 224), resize=256, crop="center", interpolation="bicubic")
+        self.preprocess = replace(self.preprocess, geometry=geometry)
+        self._same = {view: torch.ones(1, width) for view, width in self.views.items()}
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Return a pixel of each image."""
+        return images[:, :1, :1]
+
+    def encode(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return ones."""
+        return {view: ones.expand(len(pixels), -1) for view, ones in self._same.items()}
+
+
 def load(name: str, weights: str | None, image_size: int | None = None) -> Encoder:
     """Return an encoder with its weights, or untrained and of its own input size where there are none here."""
+    if name == "free":
+        return Free()
     if weights or name == "imagenet/efficientnet-lite0" or name.startswith("baseline/"):
         return load_encoder(name, LoadOptions(weights=weights, image_size=image_size))
     return initialised(name)
@@ -219,7 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto", help="compared with fp32")
-    parser.add_argument("--model", action="append", help="may be repeated")
+    parser.add_argument("--model", action="append", help="a name, or free; may be repeated")
     parser.add_argument("--weights", help="a file for dinov2/vits14")
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--size", action="append", help="such as 600x450; may be repeated")
