@@ -42,8 +42,8 @@ _CHUNK_BYTES = 1 << 24  # of pixels that travel together, at most
 # Chunks in flight for each worker: one at work and one at hand. No more than that fit loky's queue of calls, and what waits
 # outside of it makes loky's own thread fail, with a traceback, when its workers are killed.
 _AHEAD = 2
-# Pixels that may wait for their turn, however many workers there are, so that memory does not grow with them.
-_WAITING_BYTES = 1 << 28
+# Pixels that may wait for their turn: some for each worker, and no more however many there are, so that memory stays flat.
+_WAITING_BYTES_EACH, _WAITING_BYTES = 1 << 25, 1 << 28
 _KEPT_BYTES = 1 << 26  # freed memory that a worker keeps: for a chunk, and the images that it was made from
 
 
@@ -257,7 +257,7 @@ class Decoder:
 
         The pixels are there until the next is asked for, and then perhaps overwritten.
 
-        Later ones are decoded while the first are waited for, as many as ``_WAITING_BYTES`` allow, two at least.
+        Later ones are decoded while the first are waited for, as many as ``_WAITING_BYTES_EACH`` allow, two at least.
         """
         if self.workers == 0:
             for task in tasks:
@@ -290,8 +290,9 @@ class Decoder:
         if any(asked.lost for asked in waiting):
             return  # first comes the turn of those
         bytes_waiting = sum(_pixel_bytes(*asked.task[:2]) for asked in waiting)
+        enough = min(self.workers * _WAITING_BYTES_EACH, _WAITING_BYTES)
         at_work = sum(not asked.done for asked in waiting)
-        while at_work < self.workers * _AHEAD and (bytes_waiting < _WAITING_BYTES or len(waiting) < _AHEAD):
+        while at_work < self.workers * _AHEAD and (bytes_waiting < enough or len(waiting) < _AHEAD):
             task = next(rest, None)
             if task is None:
                 return
