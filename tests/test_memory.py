@@ -18,10 +18,6 @@ from medprobe.testing import FakeEncoder
 
 _FAULTS = """
 import resource, sys, threading, torch
-import medprobe
-from medprobe.embed import pipeline
-from medprobe.images.decode import Decoder
-from medprobe.images.geometry import Geometry
 from medprobe.memory import keep_freed_memory
 _, how, where = sys.argv
 assert how == "default" or keep_freed_memory()
