@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from typing import cast
 
 # glibc, malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -24,26 +22,9 @@ def keep_freed_memory(most: int = 512 << 20) -> bool:
         most: Bytes that are kept.
 
     """
-    mallopt = _of_c_library("mallopt")
-    if mallopt is None:
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # musl; macOS; Windows, where a name is needed
         return False
     taken = any(mallopt(_M_MMAP_THRESHOLD, min(size, most)) for size in _LARGEST)
     return bool(taken and mallopt(_M_TRIM_THRESHOLD, most) and mallopt(_M_ARENA_MAX, 1))
-
-
-def give_back_freed_memory() -> None:
-    """Give back what this process has freed and keeps, to be called now and then.
-
-    Small things that stay come to lie between large ones that go, which then fit no longer: what is kept grows slowly, a tenth
-    in 10,000 images.
-    """
-    malloc_trim = _of_c_library("malloc_trim")
-    if malloc_trim is not None:
-        malloc_trim(0)
-
-
-def _of_c_library(name: str) -> Callable[..., int] | None:
-    try:
-        return cast("Callable[..., int]", getattr(ctypes.CDLL(None), name))
-    except (AttributeError, OSError, TypeError):  # musl; macOS; Windows, where a name is needed
-        return None

@@ -9,12 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import medprobe
-from medprobe.embed import pipeline
 from medprobe.images.decode import Decoder
 from medprobe.images.geometry import Geometry
-from medprobe.memory import give_back_freed_memory, keep_freed_memory
-from medprobe.testing import FakeEncoder
+from medprobe.memory import keep_freed_memory
 
 _FAULTS = """
 import resource, sys, threading, torch
@@ -54,7 +51,6 @@ def test_other_c_libraries_are_left_alone(problem: Exception, monkeypatch: pytes
 
     monkeypatch.setattr(ctypes, "CDLL", absent)
     assert not keep_freed_memory()
-    give_back_freed_memory()
 
 
 def _faults_of_children() -> int:
@@ -71,32 +67,3 @@ def test_processes_that_read_images_use_their_memory_again(tmp_path: Path) -> No
         chunks = [[str(tmp_path / "a.png")] * n] * 12
         faults = [_faults_of_children() for _ in decoder.run(chunks, [Geometry(size=(224, 224), resize=256)])]
     assert faults[-1] - faults[5] < 6 * n * 10  # the pages of one image are 264
-
-
-_HOLES = """
-import os, torch
-from medprobe.memory import give_back_freed_memory, keep_freed_memory
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
-assert keep_freed_memory()
-kept = [torch.ones(1 << 18) for _ in range(200)]  # a megabyte each
-del kept[::2]
-before = resident()
-give_back_freed_memory()
-print(before - resident())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
-def test_memory_is_given_back_that_lies_between_what_is_in_use() -> None:
-    run = subprocess.run([sys.executable, "-c", _HOLES], capture_output=True, text=True, check=True)
-    assert int(run.stdout) > 90
-
-
-def test_memory_is_given_back_once_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given_back: list[int] = []
-    monkeypatch.setattr(pipeline, "give_back_freed_memory", lambda: given_back.append(1))
-    for i in range(6):
-        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
-    medprobe.embed(tmp_path, FakeEncoder(), tmp_path / "stores", device="cpu", workers=0, block_rows=2)
-    assert len(given_back) == 3

@@ -25,7 +25,6 @@ from medprobe.errors import DataError
 from medprobe.images.decode import Decoder, Task, chunks
 from medprobe.images.geometry import Geometry
 from medprobe.manifest import Manifest
-from medprobe.memory import give_back_freed_memory
 
 
 @dataclass
@@ -180,7 +179,6 @@ def _encoded(
                 yield from finished(0)
                 with progress.spent("writing"):
                     written()
-                    give_back_freed_memory()
             block = Block(span, [jobs[i] for i in span.wanted])
             geometries = _geometries(jobs, span)
             queues = [_Queue(job, geometries.index(job.encoder.preprocess.geometry)) for job in block.jobs]
