@@ -13,7 +13,7 @@ syncing, and what is left of the start of its processes. Bare forward passes run
 a GPU they take the fastest of the sizes of batch that the pipeline tries. Peers run in a process of their own with the encoder
 as it was loaded, on batches that are fastest for them.
 
-``free`` is an encoder that takes no time, with the input and the views of ViT-S/14: a GPU that is faster than its machine can
+``free`` is an encoder that takes no time, with the input of ViT-S/14 and rows as long: a GPU faster than its machine can
 read. What its pipeline lacks of the limit is what ``medprobe.embed`` itself takes of the machine.
 """
 

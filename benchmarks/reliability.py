@@ -3,6 +3,7 @@
     python benchmarks/reliability.py            # 200 kills, and every file-system call of a run failed once
     python benchmarks/reliability.py --quick
     python benchmarks/reliability.py --of extensions    # a part of it
+    python benchmarks/reliability.py --of memory --model imagenet/efficientnet-lite0    # of an encoder that people use
 
 ``drills.py`` says what is done and what counts as a violation. The same is done to stores that are being extended: each
 drill then begins with a complete store to which images are added.
@@ -23,6 +24,8 @@ from pathlib import Path
 import numpy as np
 from drills import BLOCK, MORE, Drills, N, draw, embed
 
+import medprobe
+
 _PARTS = ("stores", "extensions", "memory")
 _MEMORY = 2000, 20_000  # images whose peak memory is compared
 
@@ -39,19 +42,24 @@ def spread(blocks: Sequence[float]) -> str:
     return f"computed again, in shares of a block: {', '.join(parts)}"
 
 
-def peak(folder: str, n: int, out: str) -> None:
+def peak(folder: str, n: int, out: str, model: str | None) -> None:
     """Embed ``n`` images and write down the peak memory of this process; the target of a process that is started."""
-    embed(Path(folder), Path(out), Path(out + ".log"), limit=n, block_rows=1024, batch_size=32)
+    if model:
+        medprobe.embed(folder, model, out, device="cpu", limit=n)
+    else:
+        embed(Path(folder), Path(out), Path(out + ".log"), limit=n, block_rows=1024, batch_size=32)
     Path(out + ".peak").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 
-def memory(folder: Path) -> tuple[int, int]:
+def memory(folder: Path, model: str | None) -> tuple[int, int]:
     """Return the peak memory of embedding few and many images, in KiB, each in a new process."""
     draw(folder / "images", _MEMORY[1])
     found = []
     for n in _MEMORY:
         out = str(folder / str(n))
-        process = multiprocessing.get_context("spawn").Process(target=peak, args=(str(folder / "images"), n, out))
+        process = multiprocessing.get_context("spawn").Process(
+            target=peak, args=(str(folder / "images"), n, out, model)
+        )
         process.start()
         process.join()
         found.append(int(Path(out + ".peak").read_text()))
@@ -65,6 +73,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="20 kills, and every tenth file-system call")
     parser.add_argument("--of", choices=_PARTS, action="append", help="all of them unless given")
+    parser.add_argument("--model", help="whose memory is measured, instead of that of the drills' small encoder")
     options = parser.parse_args()
     parts = options.of or _PARTS
     n, every = (20, 10) if options.quick else (options.kills, 1)
@@ -100,7 +109,7 @@ def main() -> int:
             for writers in (2, 3):
                 say(f"{writers} writers at once", [v for _ in range(n // 10) for v in drills.rivals(writers)])
         if "memory" in parts:
-            few, many = memory(Path(scratch) / "memory")
+            few, many = memory(Path(scratch) / "memory", options.model)
             off = [] if abs(many / few - 1) <= 0.05 else ["not the same within 5 %"]
             sizes = f"{few / 1024:.0f} and {many / 1024:.0f} MiB"
             say("peak memory", off, f"; {sizes} of {_MEMORY} images: {many / few:.3f}")

@@ -31,7 +31,7 @@ def read_image_table(
     Args:
         path: A ``.csv``, ``.tsv`` or ``.parquet`` file.
         root: What relative paths are relative to.
-        path_col: As the others, see :func:`medprobe.manifest.read_manifest`.
+        path_col: Column of paths, found by its name unless given.
         group_col: Column of patients, whose values stay text.
         keep_cols: Columns to keep although they look as if they named a person.
         box_cols: Four columns of what is cut out of each image.

@@ -70,8 +70,9 @@ def opened():
 
 
 @needs_memory
-def test_no_more_memory_is_open_than_pixels_wait_and_none_at_the_end(monkeypatch):
-    monkeypatch.setattr(decoding, "_WAITING_BYTES", 4 * LEAST_BYTES)
+@pytest.mark.parametrize("limit", ["_WAITING_BYTES", "_WAITING_BYTES_EACH"])
+def test_no_more_memory_is_open_than_pixels_wait_and_none_at_the_end(monkeypatch, limit):
+    monkeypatch.setattr(decoding, limit, 4 * LEAST_BYTES)
     gc.collect()
     before = opened()  # what arrays of other tests in this process still look at
     with Decoder(1) as decoder:
