@@ -16,13 +16,14 @@ from medprobe.memory import keep_freed_memory
 _FAULTS = """
 import resource, sys, threading, torch
 from medprobe.memory import keep_freed_memory
-_, how, where = sys.argv
+_, how, where, n, megabytes = sys.argv
 assert how == "default" or keep_freed_memory()
 def compute():
     for i in range(30):
         if i == 20:  # the first ones find their places
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(16 << 20)  # as long as the whole heap that a thread would have
+        held = [torch.ones(int(megabytes) << 18) for _ in range(int(n))]
+        del held
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 if where == "here":
     compute()
@@ -33,15 +34,45 @@ else:
 """
 
 
-def _page_faults(how: str, where: str) -> int:
-    run = subprocess.run([sys.executable, "-c", _FAULTS, how, where], capture_output=True, text=True, check=True)
+_HEAPS = """
+import threading, torch
+from medprobe.memory import keep_freed_memory
+assert keep_freed_memory()
+found = []
+thread = threading.Thread(target=lambda: found.append(torch.ones(1 << 20)))
+thread.start()
+thread.join()
+found.append(torch.ones(1 << 20))
+of_first, = [line.split()[0] for line in open("/proc/self/maps") if line.endswith("[heap]\\n")]
+start, end = (int(edge, 16) for edge in of_first.split("-"))
+print([start <= values.data_ptr() < end for values in found])
+"""
+
+
+def _page_faults(how: str, *what: str) -> int:
+    run = subprocess.run([sys.executable, "-c", _FAULTS, how, *what], capture_output=True, text=True, check=True)
     return int(run.stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
-@pytest.mark.parametrize("where", ["here", "in a thread"])
-def test_memory_that_was_freed_is_used_again_without_the_system_clearing_its_pages(where: str) -> None:
-    assert _page_faults("keep", where) < _page_faults("default", where) / 10
+@pytest.mark.parametrize(
+    ("where", "n", "megabytes"),
+    [
+        ("here", "1", "64"),
+        ("in a thread", "1", "40"),  # longer than the longest that is kept by itself
+        ("in a thread", "30", "3"),  # in more than one heap of a thread
+    ],
+)
+def test_memory_that_was_freed_is_used_again_without_the_system_clearing_its_pages(
+    where: str, n: str, megabytes: str
+) -> None:
+    assert _page_faults("keep", where, n, megabytes) <= _page_faults("default", where, n, megabytes) / 10
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+def test_what_threads_compute_lies_apart_from_what_lives_longer() -> None:
+    run = subprocess.run([sys.executable, "-c", _HEAPS], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[False, True]"
 
 
 @pytest.mark.parametrize("problem", [AttributeError("no mallopt"), OSError("no such library"), TypeError("a name")])
