@@ -38,7 +38,7 @@ from precision import initialised
 
 import medprobe
 from medprobe.embed.forward import BatchSize, Forward, cores_for, to_pixels
-from medprobe.embed.precision import autocast, choose_device, choose_precision
+from medprobe.embed.precision import autocast, choose_device, choose_precision, with_weights_cast
 from medprobe.encoders.base import Encoder, LoadOptions
 from medprobe.encoders.registry import load_encoder
 from medprobe.images.decode import decode, default_workers
@@ -102,6 +102,7 @@ def bare_forward(encoder: Encoder, files: Sequence[str], precision: str, batch: 
     images = decode(files[:_PICTURES], [encoder.preprocess.geometry]).pixels[0]
     pixels = to_pixels(encoder, torch.from_numpy(images)).repeat(-(-batch // len(images)), 1, 1, 1)[:batch]
     pixels = pixels.contiguous(memory_format=torch.channels_last)
+    encoder = with_weights_cast(encoder, precision)  # as the pipeline does
 
     def run() -> None:
         with autocast(precision, encoder.device):

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from medprobe.embed.cores import Cores
-from medprobe.embed.precision import autocast, compile_in_place
+from medprobe.embed.precision import autocast, compile_in_place, with_weights_cast
 from medprobe.encoders.base import Encoder
 from medprobe.errors import DataError
 
@@ -134,6 +135,12 @@ class Forward:
         fits = self.encoder.preprocess.geometry.image_bytes <= _SIDE_BY_SIDE_BYTES
         return self.encoder.device.type == "cpu" and self.encoder.reentrant and fits and not compiled
 
+    @cached_property
+    def _fast(self) -> Encoder:
+        """What computes the same as the encoder; made by the first batch, so that trying one costs no memory."""
+        compiled = self.compile or self.encoder.is_compiled
+        return self.encoder if compiled else with_weights_cast(self.encoder, self.precision)
+
     def staging(self, images: int) -> torch.Tensor:
         """Return memory for 8-bit pixels (images, H, W, 3); page-locked for a CUDA device, so that copies need no waiting.
 
@@ -201,24 +208,24 @@ class Forward:
 
     def _launch(self, images: torch.Tensor, cores: Cores | None) -> Batch:
         if cores is not None:
-            return Batch(images, cores.begin(self._views, images))
+            return Batch(images, cores.begin(self._views, self._fast, images))
         if self.encoder.device.type != "cuda":
             started = time.perf_counter()
-            return Batch(images, self._views(images), time.perf_counter() - started)
+            return Batch(images, self._views(self._fast, images), time.perf_counter() - started)
         began, ready = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2))  # type: ignore[no-untyped-call]
         stream = torch.cuda.current_stream(self.encoder.device)
         began.record(stream)
-        views = {view: values.to("cpu", non_blocking=True) for view, values in self._views(images).items()}
+        views = {view: values.to("cpu", non_blocking=True) for view, values in self._views(self._fast, images).items()}
         ready.record(stream)
         return Batch(images, views, began=began, ready=ready)
 
-    def _views(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        pixels = to_pixels(self.encoder, images)
+    def _views(self, encoder: Encoder, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        pixels = to_pixels(encoder, images)
         if self.compile:
             self.compile = False
-            compile_in_place(self.encoder, pixels, self.precision)
-        with autocast(self.precision, self.encoder.device):
-            return self.encoder.encode(pixels)
+            compile_in_place(encoder, pixels, self.precision)
+        with autocast(self.precision, encoder.device):
+            return encoder.encode(pixels)
 
 
 def cores_for(forwards: Iterable[Forward]) -> AbstractContextManager[Cores | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,8 @@ log = logging.getLogger("medprobe")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 MIN_COSINE = 0.999
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Layers whose parameters autocast gives its dtype whenever they are used.
+_CAST = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -86,6 +89,38 @@ def autocast(precision: str, device: torch.device) -> Iterator[None]:
         elif device.type == "cuda":
             stack.enter_context(_tf32(precision == "tf32"))
         yield
+
+
+def with_weights_cast(encoder: Encoder, precision: str) -> Encoder:
+    """Return an encoder that computes the same, bit for bit, from weights that are cast once instead of in every pass.
+
+    For a pass of few images on a processor that is a twentieth of the time and more. The encoder itself is left as it is;
+    the other shares with it whatever is not cast.
+
+    Args:
+        encoder: On its device, not compiled.
+        precision: What it computes in, by :func:`autocast`.
+
+    Returns:
+        The encoder itself where nothing is cast, where it cannot be copied, or where the copy's features are others.
+
+    """
+    layers = [layer for layer in encoder.module.modules() if isinstance(layer, _CAST)]
+    if precision not in _DTYPES or not layers:
+        return encoder
+    known: dict[int, Any] = {id(t): t for t in (*encoder.module.parameters(), *encoder.module.buffers())}
+    for layer in layers:
+        for parameter in layer.parameters(recurse=False):
+            cast = parameter.to(_DTYPES[precision])
+            known[id(parameter)] = torch.nn.Parameter(cast, requires_grad=False)
+    pixels = torch.randn(1, 3, *encoder.preprocess.geometry.size)
+    try:
+        other = copy.deepcopy(encoder, known)
+        with autocast(precision, encoder.device):
+            expected, found = encoder.encode(pixels), other.encode(pixels)
+    except (TypeError, RuntimeError):  # it holds a lock, say, or does not take weights of another dtype than its pixels
+        return encoder
+    return other if all(torch.equal(values, found[view]) for view, values in expected.items()) else encoder
 
 
 @contextmanager
