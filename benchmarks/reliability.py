@@ -42,23 +42,23 @@ def spread(blocks: Sequence[float]) -> str:
     return f"computed again, in shares of a block: {', '.join(parts)}"
 
 
-def peak(folder: str, n: int, out: str, model: str | None) -> None:
+def peak(folder: str, n: int, out: str, model: str | None, precision: str) -> None:
     """Embed ``n`` images and write down the peak memory of this process; the target of a process that is started."""
     if model:
-        medprobe.embed(folder, model, out, device="cpu", limit=n)
+        medprobe.embed(folder, model, out, device="cpu", precision=precision, limit=n)
     else:
         embed(Path(folder), Path(out), Path(out + ".log"), limit=n, block_rows=1024, batch_size=32)
     Path(out + ".peak").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 
-def memory(folder: Path, model: str | None) -> tuple[int, int]:
+def memory(folder: Path, model: str | None, precision: str) -> tuple[int, int]:
     """Return the peak memory of embedding few and many images, in KiB, each in a new process."""
     draw(folder / "images", _MEMORY[1])
     found = []
     for n in _MEMORY:
         out = str(folder / str(n))
         process = multiprocessing.get_context("spawn").Process(
-            target=peak, args=(str(folder / "images"), n, out, model)
+            target=peak, args=(str(folder / "images"), n, out, model, precision)
         )
         process.start()
         process.join()
@@ -74,6 +74,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="20 kills, and every tenth file-system call")
     parser.add_argument("--of", choices=_PARTS, action="append", help="all of them unless given")
     parser.add_argument("--model", help="whose memory is measured, instead of that of the drills' small encoder")
+    parser.add_argument("--precision", default="auto", help="that such a model computes in")
     options = parser.parse_args()
     parts = options.of or _PARTS
     n, every = (20, 10) if options.quick else (options.kills, 1)
@@ -109,7 +110,7 @@ def main() -> int:
             for writers in (2, 3):
                 say(f"{writers} writers at once", [v for _ in range(n // 10) for v in drills.rivals(writers)])
         if "memory" in parts:
-            few, many = memory(Path(scratch) / "memory", options.model)
+            few, many = memory(Path(scratch) / "memory", options.model, options.precision)
             off = [] if abs(many / few - 1) <= 0.05 else ["not the same within 5 %"]
             sizes = f"{few / 1024:.0f} and {many / 1024:.0f} MiB"
             say("peak memory", off, f"; {sizes} of {_MEMORY} images: {many / few:.3f}")

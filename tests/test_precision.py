@@ -73,8 +73,10 @@ def test_weights_that_are_cast_once_give_the_same_bit_for_bit(name: str, precisi
     encoder.module.to(memory_format=torch.channels_last)
     before = {key: value.clone() for key, value in encoder.module.state_dict().items()}
     pixels = torch.randn(3, 3, *encoder.preprocess.geometry.size, generator=torch.Generator().manual_seed(1))
+    state = torch.get_rng_state()
     other = with_weights_cast(encoder, precision)
     assert other is not encoder
+    assert torch.equal(torch.get_rng_state(), state)
     found = _encoded(other, pixels, precision)
     for view, values in _encoded(encoder, pixels, precision).items():
         assert torch.equal(found[view], values), view

@@ -113,7 +113,8 @@ def with_weights_cast(encoder: Encoder, precision: str) -> Encoder:
         for parameter in layer.parameters(recurse=False):
             cast = parameter.to(_DTYPES[precision])
             known[id(parameter)] = torch.nn.Parameter(cast, requires_grad=False)
-    pixels = torch.randn(1, 3, *encoder.preprocess.geometry.size)
+    # The same for every process, which then all decide alike, and without touching the caller's random numbers.
+    pixels = torch.randn(1, 3, *encoder.preprocess.geometry.size, generator=torch.Generator().manual_seed(0))
     try:
         other = copy.deepcopy(encoder, known)
         with autocast(precision, encoder.device):
