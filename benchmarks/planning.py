@@ -126,7 +126,7 @@ def main() -> None:
         print(f"a block    {block * 1000:10.1f} ms, {n_blocks} blocks")
         print(f"a row      {size / n:10.0f} bytes", flush=True)
         started = time.perf_counter()
-        (report,) = medprobe.embed(manifest, [encoder], out, device=options.device, limit=n)
+        (report,) = medprobe.embed(manifest, [encoder], out, device=options.device, precision=precision, limit=n)
         took = time.perf_counter() - started
         on_disk = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
         print(f"{report.embedded} embedded, {report.failures} failed")
