@@ -97,6 +97,15 @@ def test_an_encoder_that_would_not_give_the_same_stays_as_it_is(encoder: Encoder
     assert with_weights_cast(encoder, "bf16") is encoder
 
 
+def test_an_encoder_stays_as_it_is_where_the_memory_has_no_room_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    encoder = Layers()
+    monkeypatch.setattr(torch.nn.Parameter, "to", full, raising=False)
+    assert with_weights_cast(encoder, "bf16") is encoder
+
+
 def test_nothing_is_cast_for_fp32() -> None:
     encoder = Layers()
     assert with_weights_cast(encoder, "fp32") is encoder

@@ -102,24 +102,25 @@ def with_weights_cast(encoder: Encoder, precision: str) -> Encoder:
         precision: What it computes in, by :func:`autocast`.
 
     Returns:
-        The encoder itself where nothing is cast, where it cannot be copied, or where the copy's features are others.
+        The encoder itself where nothing is cast, where it cannot be copied, where the memory has no room for a copy, or where
+        the copy's features are others.
 
     """
     layers = [layer for layer in encoder.module.modules() if isinstance(layer, _CAST)]
     if precision not in _DTYPES or not layers:
         return encoder
     known: dict[int, Any] = {id(t): t for t in (*encoder.module.parameters(), *encoder.module.buffers())}
-    for layer in layers:
-        for parameter in layer.parameters(recurse=False):
-            cast = parameter.to(_DTYPES[precision])
-            known[id(parameter)] = torch.nn.Parameter(cast, requires_grad=False)
     # The same for every process, which then all decide alike, and without touching the caller's random numbers.
     pixels = torch.randn(1, 3, *encoder.preprocess.geometry.size, generator=torch.Generator().manual_seed(0))
     try:
+        for layer in layers:
+            for parameter in layer.parameters(recurse=False):
+                cast = parameter.to(_DTYPES[precision])
+                known[id(parameter)] = torch.nn.Parameter(cast, requires_grad=False)
         other = copy.deepcopy(encoder, known)
         with autocast(precision, encoder.device):
             expected, found = encoder.encode(pixels), other.encode(pixels)
-    except (TypeError, RuntimeError):  # it holds a lock, say, or does not take weights of another dtype than its pixels
+    except (TypeError, RuntimeError):  # it holds a lock, or wants weights of its pixels' dtype; or the memory is full
         return encoder
     return other if all(torch.equal(values, found[view]) for view, values in expected.items()) else encoder
 
